@@ -1,0 +1,1 @@
+"""The event inbox: stores JSON events exactly once and lets clients page through and follow them."""

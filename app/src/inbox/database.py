@@ -1,0 +1,192 @@
+"""The connection pool of one worker, and the proof that it reaches the right database."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import unquote
+
+import asyncpg
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from inbox.settings import DatabaseSettings, Environment, Settings
+
+# Seconds. Each is shorter than the wait around it: a connect or statement gives up before the request does.
+CONNECT_TIMEOUT_S = 3
+POOL_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_S = 5
+COMMAND_TIMEOUT_S = 8
+READY_TIMEOUT_S = 2
+
+MARKER = "forge.environment"
+_PREFLIGHT = f"SELECT current_setting('{MARKER}', true) AS marker, to_regclass('event') IS NOT NULL AS migrated"
+
+# Conditions that pass: the server went away, is starting, has no connection left, or cancelled a slow statement.
+# Classes and codes: PostgreSQL's documentation, appendix A.
+_PASSING_CLASSES = frozenset({"08", "53", "57"})
+
+logger = logging.getLogger(__name__)
+
+
+class DatabaseUnavailable(Exception):
+    """The database cannot be used now; the same request may succeed later."""
+
+
+class EnvironmentMismatch(DatabaseUnavailable):
+    """The database belongs to another environment than this process."""
+
+
+def check_marker(expected: Environment, found: str | None) -> None:
+    """Compare the environment of the settings with the marker in the database.
+
+    A database that nobody provisioned has no marker; only development may use it. Raises EnvironmentMismatch.
+    """
+    if found == expected or (not found and expected == "development"):
+        return
+    if not found:
+        raise EnvironmentMismatch(
+            f"FORGE_ENVIRONMENT is {expected!r} and the database has no environment marker. Provisioning writes it: "
+            f"ALTER DATABASE ... SET {MARKER} = '{expected}'. Check FORGE_DATABASE_URL"
+        )
+    raise EnvironmentMismatch(
+        f"FORGE_ENVIRONMENT is {expected!r} and the database is marked {found!r}: refusing to use it. "
+        "Correct FORGE_DATABASE_URL or FORGE_ENVIRONMENT"
+    )
+
+
+def connect_arguments(settings: DatabaseSettings) -> dict[str, Any]:
+    """Translate the URL and password of the settings into arguments of asyncpg.connect()."""
+    host = settings.database_url.hosts()[0]
+    password = settings.database_password
+    arguments: dict[str, Any] = {
+        "host": unquote(host["host"] or "localhost"),
+        "port": host["port"],
+        "user": unquote(host["username"] or ""),
+        "password": password.get_secret_value() if password else None,
+        "database": unquote((settings.database_url.path or "").removeprefix("/")),
+        "timeout": CONNECT_TIMEOUT_S,
+    }
+    return arguments | dict(settings.database_url.query_params())
+
+
+class Database:
+    """One pool, made inside `lifespan` and used by one event loop.
+
+    Every connection proves on opening that it reached the right environment and a migrated schema, so that an outage
+    at start, a failover or a changed DNS entry cannot let a worker in by the back door.
+
+    Every operation of the application is a single statement and runs in autocommit: when the statement has returned,
+    it is committed, and no transaction stays open while the event loop is busy elsewhere. Open transactions hold
+    back readers, see events.read_after().
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._reachable: bool | None = None
+        self._pool = self._engine(pool_size=settings.database_pool_max, max_overflow=0, pool_timeout=POOL_TIMEOUT_S)
+        self._single = self._engine(poolclass=NullPool)
+
+    def _engine(self, **pool: Any) -> AsyncEngine:  # noqa: ANN401 - passed on to SQLAlchemy
+        return create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._connect,
+            isolation_level="AUTOCOMMIT",
+            pool_pre_ping=True,
+            hide_parameters=True,
+            echo=self._settings.debug,
+            **pool,
+        )
+
+    async def _connect(self) -> asyncpg.Connection:
+        try:
+            connection: asyncpg.Connection = await asyncpg.connect(
+                **connect_arguments(self._settings),
+                command_timeout=COMMAND_TIMEOUT_S,
+                server_settings={
+                    "application_name": "inbox",
+                    "statement_timeout": f"{STATEMENT_TIMEOUT_S}s",
+                    "idle_in_transaction_session_timeout": f"{STATEMENT_TIMEOUT_S}s",
+                },
+            )
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise self._unreachable(f"{type(error).__name__}: {error}") from error
+        try:
+            await self._preflight(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        if self._reachable is not True:
+            logger.info("database reached")
+            self._reachable = True
+        return connection
+
+    async def _preflight(self, connection: asyncpg.Connection) -> None:
+        try:
+            row = await connection.fetchrow(_PREFLIGHT)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise self._unreachable(f"{type(error).__name__}: {error}") from error
+        if row is None:
+            raise self._unreachable("a SELECT without FROM returned no row")
+        try:
+            check_marker(self._settings.environment, row["marker"])
+        except EnvironmentMismatch as mismatch:
+            self._report(str(mismatch))
+            raise
+        if not row["migrated"]:
+            raise self._unreachable("the table 'event' is missing; run the migrations: python -m alembic upgrade head")
+
+    def _unreachable(self, reason: str) -> DatabaseUnavailable:
+        self._report(f"database unavailable: {reason}")
+        return DatabaseUnavailable(reason)
+
+    def _report(self, message: str) -> None:
+        # Once for each outage, not once for each request that meets it.
+        if self._reachable is not False:
+            logger.error(message)
+            self._reachable = False
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection]:
+        """Lend a connection of the pool. Raises DatabaseUnavailable when there is none or it breaks."""
+        async with _translated(), self._pool.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def own_connection(self) -> AsyncIterator[tuple[AsyncConnection, asyncpg.Connection]]:
+        """Open a connection outside the pool, as SQLAlchemy's and the driver's object. Raises DatabaseUnavailable."""
+        async with _translated(), self._single.connect() as connection:
+            raw = await connection.get_raw_connection()
+            if raw.driver_connection is None:
+                raise DatabaseUnavailable("the connection closed at once")
+            yield connection, raw.driver_connection
+
+    async def check(self) -> None:
+        """Run `SELECT 1` within READY_TIMEOUT_S. Raises DatabaseUnavailable."""
+        async with _translated(), asyncio.timeout(READY_TIMEOUT_S), self.connection() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._pool.dispose()
+        await self._single.dispose()
+
+
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if error.connection_invalidated or _sqlstate(error)[:2] in _PASSING_CLASSES:
+            raise DatabaseUnavailable(type(error.orig).__name__) from error
+        raise
+    except (PoolTimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:
+        raise DatabaseUnavailable(type(error).__name__) from error
+
+
+def _sqlstate(error: SQLAlchemyError) -> str:
+    return getattr(getattr(error, "orig", None), "sqlstate", None) or ""
