@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, NamedTuple, Unpack
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 from sqlalchemy import (
@@ -231,7 +231,7 @@ async def horizon(connection: AsyncConnection) -> Position:
     return Position((await connection.execute(select(_XMIN))).scalar_one(), 0)
 
 
-def _event(row: Row[Unpack[tuple[Any, ...]]]) -> Event:
+def _event(row: Row[*tuple[Any, ...]]) -> Event:
     return Event(id=row.id, type=row.type, payload=row.payload, received_at=row.received_at)
 
 

@@ -18,7 +18,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PROBES = frozenset({"/health", "/ready", "/metrics"})
 _CLIENT_GONE = 499  # Nginx's number for a client that left before it was answered
 
-logger = logging.getLogger("inbox.access")
+access_logger = logging.getLogger("inbox.access")
+logger = logging.getLogger(__name__)
 
 
 class RequestContext:
@@ -64,7 +65,7 @@ class RequestContext:
         route = getattr(scope.get("route"), "path", None)
         self._metrics.answered(method if "method" in scope else "GET", route, status, None if streams else seconds)
         quiet = scope["path"] in _PROBES and status < 400
-        logger.log(
+        access_logger.log(
             logging.DEBUG if quiet else logging.INFO,
             "request",
             extra={

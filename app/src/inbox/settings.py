@@ -162,7 +162,8 @@ def _misspelt(given: dict[str, str | None]) -> list[str]:
 def _describe(error: ValidationError) -> list[str]:
     problems = []
     for fault in error.errors(include_url=False, include_context=False, include_input=False):
-        message = fault["msg"].removeprefix("Value error, ")
+        # pydantic counts the characters of a SecretStr as items.
+        message = fault["msg"].removeprefix("Value error, ").replace("items after validation", "characters")
         if fault["loc"]:
             what = "is missing" if fault["type"] == "missing" else message
             problems.append(f"{PREFIX}{str(fault['loc'][0]).upper()}: {what}")
