@@ -10,11 +10,12 @@ import sys
 import asyncpg
 from alembic import context
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from inbox import logs
-from inbox.database import MARKER, EnvironmentMismatch, check_marker, connect_arguments
+from inbox.database import MARKER, DatabaseUnavailable, check_marker, connect_arguments
 from inbox.events import metadata
 from inbox.settings import DatabaseSettings, SettingsInvalid, load
 
@@ -26,10 +27,13 @@ logger = logging.getLogger("inbox.migrations")
 
 async def _migrate(settings: DatabaseSettings) -> None:
     async def connect() -> asyncpg.Connection:
-        connection: asyncpg.Connection = await asyncpg.connect(
-            **connect_arguments(settings),
-            server_settings={"application_name": "inbox-migrate", "lock_timeout": f"{LOCK_TIMEOUT_S}s"},
-        )
+        try:
+            connection: asyncpg.Connection = await asyncpg.connect(
+                **connect_arguments(settings),
+                server_settings={"application_name": "inbox-migrate", "lock_timeout": f"{LOCK_TIMEOUT_S}s"},
+            )
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise DatabaseUnavailable(f"{type(error).__name__}: {error}") from error
         check_marker(settings.environment, await connection.fetchval("SELECT current_setting($1, true)", MARKER))
         return connection
 
@@ -65,8 +69,11 @@ def _main() -> None:
     logs.configure(settings.log_level)
     try:
         asyncio.run(_migrate(settings))
-    except (EnvironmentMismatch, OSError, asyncpg.PostgresError) as error:
-        logger.critical("cannot migrate: %s: %s", type(error).__name__, error)
+    except DatabaseUnavailable as error:
+        logger.critical("cannot migrate: %s", error)
+        sys.exit(1)
+    except SQLAlchemyError:
+        logger.critical("the migration failed and was rolled back", exc_info=True)
         sys.exit(1)
 
 

@@ -131,7 +131,7 @@ async def stream(
                     id=cursors.encode(placed.position, settings.signing_key),
                 )
     except DatabaseUnavailable:
-        pass  # the client comes back and gets a 503 until the database does
+        pass  # the client comes back, and is told with a status whether the database did
     yield ServerSentEvent(retry=_retry_ms(), comment="reconnect")
 
 

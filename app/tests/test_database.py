@@ -1,0 +1,121 @@
+"""The right database or none: the environment marker, outages at start and in mid-service."""
+
+from collections.abc import Callable
+
+import pytest
+
+from cluster import Cluster
+from conftest import environ, migrate, provision, running
+from inbox.application import create_app
+from inbox.database import EnvironmentMismatch, check_marker
+from inbox.settings import Environment, Settings
+from server import Server, eventually
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "fits"),
+    [
+        ("production", "production", True),
+        ("staging", "staging", True),
+        ("development", "development", True),
+        ("development", None, True),
+        ("development", "", True),
+        ("production", "staging", False),
+        ("development", "production", False),
+        ("production", None, False),
+        ("staging", "", False),
+    ],
+)
+def test_the_marker_decides(expected: Environment, found: str | None, fits: bool) -> None:
+    if fits:
+        check_marker(expected, found)
+    else:
+        with pytest.raises(EnvironmentMismatch, match=f"FORGE_ENVIRONMENT is '{expected}'"):
+            check_marker(expected, found)
+
+
+def test_another_environments_database_stops_the_server(cluster: Cluster) -> None:
+    provision(cluster, "staging", "staging")
+    with Server(environ(cluster, "staging"), boots=False) as server:
+        assert server.wait() == 3
+        [line] = server.logged(level="ERROR")
+        assert "FORGE_ENVIRONMENT is 'production' and the database is marked 'staging'" in line["message"]
+        assert "worker started" not in server.output()
+
+
+@pytest.fixture
+def unmarked(cluster: Cluster) -> str:
+    provision(cluster, "unmarked", marker=None)
+    return environ(cluster, "unmarked")["FORGE_DATABASE_URL"]
+
+
+@pytest.mark.anyio
+async def test_a_database_that_nobody_provisioned_is_refused(
+    unmarked: str, make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lifespan = running(create_app(make_settings(FORGE_DATABASE_URL=unmarked)))
+    with pytest.raises(EnvironmentMismatch):
+        await lifespan.__aenter__()
+    expected = "Provisioning writes it: ALTER DATABASE ... SET forge.environment = 'production'"
+    assert expected in capsys.readouterr().out
+
+
+def test_a_worker_waits_for_database_and_migration(cluster: Cluster) -> None:
+    provision(cluster, "late")
+    cluster.stop()
+    with Server(environ(cluster, "late")) as server:
+        answer = server.client.get("/ready")
+        assert answer.status_code == 503
+        assert answer.json() == {"status": "unready", "reason": "database"}
+        assert server.post("k1").status_code == 503
+        [line] = server.logged(level="ERROR")
+        assert line["message"].startswith("database unavailable: FileNotFoundError")
+        cluster.start()
+        assert server.ready() == 503
+        assert migrate(cluster, "late").returncode == 0
+        assert server.ready() == 200
+        assert server.post("k1").status_code == 201
+
+
+def test_an_outage_halts_nothing_and_heals_by_itself(cluster: Cluster, database: str) -> None:
+    with Server(environ(cluster, database), workers=2) as server:
+        eventually(lambda: len(server.logged(message="worker started")) == 2)
+        with server.sse() as sse:
+            sse.next()
+            server.post("k1", 1)
+            place = sse.next()["id"]
+            cluster.stop()
+            try:
+                for answer in (
+                    server.post("k2"),
+                    server.client.get("/v1/events"),
+                    server.client.get("/v1/events/stream"),
+                ):
+                    assert answer.status_code == 503
+                    assert answer.headers["Retry-After"] == "2"
+                    assert answer.json()["code"] == "database-unavailable"
+                    assert "Error" not in answer.text
+                assert server.ready() == 503
+                assert server.client.get("/health").status_code == 200
+            finally:
+                cluster.start()
+            assert server.ready() == 200
+            assert server.post("k2", 2).status_code == 201
+            # The stream was idle and stayed open.
+            assert sse.payload() == 2
+        with server.sse(last_event_id=place) as sse:
+            assert sse.payload() == 2
+
+        # The database that comes back may be another one.
+        cluster.admin(f"ALTER DATABASE {database} SET forge.environment = 'staging'")
+        try:
+            cluster.stop()
+            cluster.start()
+            assert server.ready() == 503
+            assert server.post("k3").status_code == 503
+            assert [line for line in server.logged(level="ERROR") if "is marked 'staging'" in line["message"]]
+        finally:
+            cluster.admin(f"ALTER DATABASE {database} SET forge.environment = 'production'")
+        assert server.ready() == 200
+        assert len(server.logged(message="worker started")) == 2
+        assert "Traceback" not in server.output()
