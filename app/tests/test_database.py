@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from cluster import Cluster
-from conftest import environ, migrate, provision, running
+from conftest import environ, provision, running
 from inbox.application import create_app
 from inbox.database import EnvironmentMismatch, check_marker
 from inbox.settings import Environment, Settings
@@ -60,19 +60,34 @@ async def test_a_database_that_nobody_provisioned_is_refused(
     assert expected in capsys.readouterr().out
 
 
-def test_a_worker_waits_for_database_and_migration(cluster: Cluster) -> None:
-    provision(cluster, "late")
+@pytest.fixture
+def unmigrated(cluster: Cluster) -> str:
+    provision(cluster, "unmigrated")
+    return environ(cluster, "unmigrated")["FORGE_DATABASE_URL"]
+
+
+@pytest.mark.anyio
+async def test_a_schema_that_was_not_migrated_is_not_ready(
+    unmigrated: str, make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with running(create_app(make_settings(FORGE_DATABASE_URL=unmigrated))) as client:
+        assert (await client.get("/ready")).status_code == 503
+    assert "run the migrations: python -m alembic upgrade head" in capsys.readouterr().out
+
+
+def test_a_worker_boots_without_the_database_and_finds_it_later(cluster: Cluster, database: str) -> None:
     cluster.stop()
-    with Server(environ(cluster, "late")) as server:
-        answer = server.client.get("/ready")
-        assert answer.status_code == 503
-        assert answer.json() == {"status": "unready", "reason": "database"}
-        assert server.post("k1").status_code == 503
-        [line] = server.logged(level="ERROR")
-        assert line["message"].startswith("database unavailable: FileNotFoundError")
-        cluster.start()
-        assert server.ready() == 503
-        assert migrate(cluster, "late").returncode == 0
+    with Server(environ(cluster, database)) as server:
+        try:
+            answer = server.client.get("/ready")
+            assert answer.status_code == 503
+            assert answer.json() == {"status": "unready", "reason": "database"}
+            assert server.post("k1").status_code == 503
+            # One line for the outage, not one for each request.
+            [line] = server.logged(level="ERROR")
+            assert line["message"].startswith("database unavailable: FileNotFoundError")
+        finally:
+            cluster.start()
         assert server.ready() == 200
         assert server.post("k1").status_code == 201
 

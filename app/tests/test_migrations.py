@@ -7,19 +7,6 @@ from cluster import Cluster
 from conftest import APP, migrate, provision
 
 
-def test_the_schema_is_that_of_the_code(cluster: Cluster, migrated: str) -> None:
-    done = migrate(cluster, migrated, "check")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_every_migration_can_be_undone(cluster: Cluster) -> None:
-    provision(cluster, "undone")
-    for step, tables in (("upgrade", 2), ("downgrade", 1)):
-        done = migrate(cluster, "undone", step, "head" if step == "upgrade" else "base")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert cluster.admin("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", database="undone") == tables
-
-
 def test_objects_belong_to_the_owner_and_the_application_cannot_change_them(cluster: Cluster, migrated: str) -> None:
     owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'event'"
     assert cluster.admin(owner, database=migrated) == "inbox_owner"
@@ -28,16 +15,19 @@ def test_objects_belong_to_the_owner_and_the_application_cannot_change_them(clus
             cluster.admin("SET ROLE inbox_app", forbidden, database=migrated)
 
 
-def test_a_plain_development_database_works_too(cluster: Cluster) -> None:
+def test_in_a_plain_development_database_it_fits_the_code_and_can_be_undone(cluster: Cluster) -> None:
     cluster.admin("CREATE ROLE developer LOGIN PASSWORD 'change-me'", "CREATE DATABASE plain OWNER developer")
-    done = migrate(
-        cluster,
-        "plain",
-        FORGE_ENVIRONMENT="development",
-        FORGE_DATABASE_URL=f"postgresql+asyncpg://developer@127.0.0.1:{cluster.port}/plain",
-        FORGE_DATABASE_PASSWORD="change-me",  # noqa: S106 - a placeholder
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    for step, tables in ((("upgrade", "head"), 2), (("check",), 2), (("downgrade", "base"), 1)):
+        done = migrate(
+            cluster,
+            "plain",
+            *step,
+            FORGE_ENVIRONMENT="development",
+            FORGE_DATABASE_URL=f"postgresql+asyncpg://developer@127.0.0.1:{cluster.port}/plain",
+            FORGE_DATABASE_PASSWORD="change-me",  # noqa: S106 - a placeholder
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert cluster.admin("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", database="plain") == tables
 
 
 def test_another_environments_database_is_not_migrated(cluster: Cluster) -> None:
