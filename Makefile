@@ -5,27 +5,91 @@ DISTRO ?= trixie
 export DISTRO
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
+APP_VENV := .cache/app-venv
+SHELL_SCRIPTS = $(shell git grep -lE '^#!/(usr/bin/env bash|bin/(ba)?sh)' -- ':!*.j2' ':!*.md')
+
 .PHONY: help
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo:  ## Boot a throwaway host, provision it, post an event over TLS; DISTRO=bookworm or trixie
-	@python3 scripts/demo up --distribution $(DISTRO)
+	@python3 scripts/demo.py up --distribution $(DISTRO)
 
 .PHONY: demo-host
 demo-host:  ## The demo up to the point where `ansible-playbook -i inventory/demo site.yml` can run
-	@python3 scripts/demo host --distribution $(DISTRO)
+	@python3 scripts/demo.py host --distribution $(DISTRO)
 
 .PHONY: demo-down
 demo-down:  ## Remove all of the demo
-	@python3 scripts/demo down
+	@python3 scripts/demo.py down
+
+.PHONY: test
+test: venv  ## Everything: check, scenario default on both distributions, the others on Debian 13
+	@scripts/packages test
+	@python3 scripts/test.py
+
+.PHONY: test-all
+test-all: venv  ## The same, with every scenario on both distributions
+	@scripts/packages test
+	@python3 scripts/test.py --everywhere
+
+.PHONY: check
+check: lint types secrets unit  ## Lint, types, secret scan, unit and policy tests; no container
+
+.PHONY: lint
+lint: lint-ansible lint-yaml lint-python lint-shell  ## All linters
+
+.PHONY: lint-ansible
+lint-ansible: venv
+	ansible-lint --profile production --offline
+
+.PHONY: lint-yaml
+lint-yaml: venv
+	yamllint --strict .
+
+.PHONY: lint-python
+lint-python: venv app-venv
+	ruff check .
+	ruff format --check .
+	cd app && ../$(APP_VENV)/bin/ruff check . && ../$(APP_VENV)/bin/ruff format --check .
+
+.PHONY: lint-shell
+lint-shell: packages
+	shellcheck $(SHELL_SCRIPTS)
+
+.PHONY: types
+types: venv app-venv  ## mypy, strict
+	mypy
+	cd app && ../$(APP_VENV)/bin/mypy
+
+.PHONY: secrets
+secrets: venv  ## Scan the files under version control for secrets
+	git ls-files -z | xargs -0 detect-secrets-hook --baseline .secrets.baseline
+
+.PHONY: unit
+unit: venv app-venv packages  ## Tests that need no host; the app's own start a PostgreSQL on a port of its own
+	pytest tests
+	cd app && ../$(APP_VENV)/bin/python -m pytest
+
+.PHONY: packages
+packages:
+	@scripts/packages check
 
 .PHONY: venv
 venv:  ## Make .venv from requirements.txt
+	@scripts/packages venv
 	@scripts/venv
 
+.PHONY: app-venv
+app-venv: venv
+	@scripts/venv app/requirements-dev.txt $(APP_VENV)
+
 .PHONY: lock
-lock:  ## Pin requirements.in by version and hash into requirements.txt; UPGRADE=1 for the newest versions
-	@scripts/venv
+lock: venv  ## Pin requirements.in by version and hash into requirements.txt; UPGRADE=1 for the newest versions
 	@scripts/lock $(if $(UPGRADE),--upgrade)
+
+.PHONY: clean
+clean:  ## Remove the virtual environments and caches; `make demo-down` comes first
+	@! test -e .cache/demo || { echo 'The demo is still there. Do: make demo-down, then make clean.' >&2; exit 1; }
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .ansible
