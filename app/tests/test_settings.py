@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from dotenv import dotenv_values
+from pydantic import ValidationError
 
 from conftest import APP, SIGNING_KEY, Environ
 from inbox.database import connect_arguments
@@ -56,6 +57,13 @@ def test_no_representation_shows_a_secret(in_environment: Callable[[Environ], No
     settings = get_settings()
     for secret in (SIGNING_KEY, GOOD["FORGE_DATABASE_PASSWORD"]):
         assert secret not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+def test_pydantics_own_message_shows_no_value(in_environment: Callable[[Environ], None]) -> None:
+    in_environment(GOOD | {"FORGE_SIGNING_KEY": "s3cret-but-short", "FORGE_DEBUG": "s3cret"})
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert "s3cret" not in str(caught.value)
 
 
 def test_every_missing_variable_is_named(in_environment: Callable[[Environ], None]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from cluster import Cluster
 from conftest import environ
+from inbox.feed import POLL_S
 from server import Server, eventually
 
 
@@ -40,6 +42,21 @@ def test_sse_and_websocket_get_what_any_worker_stores(server: Server) -> None:
             assert server.post(f"k{number}", number).status_code == 201
         assert [sse.payload() for _ in range(20)] == list(range(20))
         assert [json.loads(socket.recv(10))["event"]["payload"] for _ in range(20)] == list(range(20))
+
+
+def test_notifications_wake_streams_long_before_the_next_poll(server: Server) -> None:
+    with server.sse() as sse, server.websocket() as socket:
+        sse.next()
+        socket.recv(10)
+        started = time.monotonic()
+        for number in range(10):
+            with server.another_client() as other:
+                assert other.post(
+                    "/v1/events", json={"type": "t", "payload": number}, headers={"Idempotency-Key": f"k{number}"}
+                ).is_success
+            assert sse.payload() == number
+            assert json.loads(socket.recv(10))["event"]["payload"] == number
+        assert time.monotonic() - started < 10 * POLL_S / 4
 
 
 def test_resuming_continues_where_the_client_was(server: Server) -> None:

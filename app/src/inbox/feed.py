@@ -75,6 +75,8 @@ class Feed:
                     await self._listen()
                 except (DatabaseUnavailable, SQLAlchemyError) as error:
                     logger.warning("listening for events is interrupted", extra={"reason": type(error).__name__})
+                except Exception:
+                    logger.exception("listening for events failed")
                 self._forget()
                 await asyncio.sleep(random.uniform(*RECONNECT_S))  # noqa: S311 - spreads reconnects, no secret
 
