@@ -1,0 +1,1 @@
+"""forgectl: releases, secrets and state of the apps on one host."""

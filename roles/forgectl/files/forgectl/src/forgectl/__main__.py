@@ -1,0 +1,5 @@
+"""`python -m forgectl`."""
+
+from forgectl.cli import main
+
+main()

@@ -1,0 +1,114 @@
+"""The description of an app, NAME.toml, as provisioning renders it and each release keeps a copy of."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from forgectl.errors import Refused
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+Role = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,62}$")]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The timeout chain, seconds; all derived from the longest allowed request."""
+
+    request: Seconds
+    app_graceful: Seconds
+    gunicorn_graceful: Seconds
+    stop: Seconds
+    heartbeat: Seconds
+    proxy_idle: Seconds
+    app_keepalive: Seconds
+    connect: Seconds
+    start: Seconds
+
+
+class Workers(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How many worker processes run, and why that many."""
+
+    count: Annotated[int, msgspec.Meta(ge=1)]
+    reasons: list[str]
+
+
+class Secrets(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where the app's secrets are: Vault, the KV v2 path, and environment variable = key at that path."""
+
+    address: Annotated[str, msgspec.Meta(pattern=r"^https://")]
+    ca_file: Text
+    path: Text
+    kv_mount: Text = "secret"
+    approle_mount: Text = "approle"
+    variables: dict[Variable, Text] = {}
+
+
+class Migration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How the schema is migrated: `python -m command` as `user`, with settings and secrets of its own."""
+
+    user: Name
+    command: Annotated[list[Text], msgspec.Meta(min_length=1)]
+    path: Text
+    settings: dict[Variable, str] = {}
+    variables: dict[Variable, Text] = {}
+
+
+class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The app's PostgreSQL database. URLs hold no password; keys name the passwords in Vault."""
+
+    placement: Literal["local", "external"]
+    name: Role
+    app_role: Role
+    url: Text
+    app_key: Text = "database_password"
+    migrate_role: Role | None = None
+    migrate_key: Text = "database_password"
+    migrate_url: str = ""
+
+
+class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One app of this host."""
+
+    name: Name
+    user: Name
+    domain: Text
+    module: Annotated[str, msgspec.Meta(pattern=r"^[\w.]+:[\w.]+(\(\))?$")]
+    timeouts: Timeouts
+    workers: Workers
+    secrets: Secrets
+    python_path: Text = "."
+    lock: Text = "requirements.txt"
+    ready_path: Annotated[str, msgspec.Meta(pattern=r"^/")] = "/ready"
+    health_path: Annotated[str, msgspec.Meta(pattern=r"^/")] = "/health"
+    keep_releases: Annotated[int, msgspec.Meta(ge=2)] = 5
+    settings: dict[Variable, str] = {}
+    migration: Migration | None = None
+    database: Database | None = None
+
+
+def decode(data: bytes, source: Path) -> App:
+    """Decode an app's description strictly.
+
+    Raises:
+        Refused: it is no TOML, misses a key, holds an unknown one or a value of the wrong kind.
+    """
+    try:
+        return msgspec.toml.decode(data, type=App)
+    except msgspec.DecodeError as error:
+        raise Refused(f"expected the description of an app in {source}; found: {error}; run site.yml again") from error
+
+
+def load(path: Path) -> App:
+    """Read an app's description.
+
+    Raises:
+        Refused: there is none, or it is malformed.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Refused(f"expected {path}; found no such file; check the app's name, or run site.yml first") from None
+    return decode(data, path)

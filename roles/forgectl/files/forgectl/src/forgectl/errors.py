@@ -1,0 +1,51 @@
+"""Failures that an operator can act on, and the exit code of each.
+
+Every message says what was expected, what was found and what to do, and never holds a secret value.
+"""
+
+DONE = 0
+UNEXPECTED = 1
+USAGE = 2
+REFUSED = 3
+CANDIDATE_FAILED = 4
+LOCKED = 5
+SECRETS = 6
+INTERRUPTED = 130
+
+
+class ForgeError(Exception):
+    """Base of every failure with a message for the operator."""
+
+    exit_code = UNEXPECTED
+
+
+class Refused(ForgeError):
+    """The request was refused, and nothing was changed."""
+
+    exit_code = REFUSED
+
+
+class CandidateFailed(ForgeError):
+    """The new release failed; whatever served before still serves."""
+
+    exit_code = CANDIDATE_FAILED
+
+
+class Locked(ForgeError):
+    """Another command holds the app's lock."""
+
+    exit_code = LOCKED
+
+
+class SecretsError(ForgeError):
+    """Vault or one of its values is not usable.
+
+    Attributes:
+        state: one word for programs: missing, rejected, unreachable, untrusted, sealed, denied, incomplete, intercepted.
+    """
+
+    exit_code = SECRETS
+
+    def __init__(self, state: str, message: str) -> None:
+        super().__init__(message)
+        self.state = state

@@ -1,0 +1,108 @@
+"""Where everything of an app lies on the host."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+SLOTS = ("blue", "green")
+
+
+class Layout:
+    """The paths of one app below `root`, which is / but in tests."""
+
+    def __init__(self, name: str, root: Path = Path("/")) -> None:
+        self.name = name
+        self.root = root
+        self.description = root / "etc/forge/apps" / f"{name}.toml"
+        self.inputs = root / "etc/forge/apps" / f"{name}.d"
+        self.build_environment = root / "etc/forge/build.env"
+        self.credentials = root / "etc/credstore.encrypted"
+        self.units = root / "etc/systemd/system"
+        self.home = root / "srv" / name
+        self.releases = self.home / "releases"
+        self.venvs = self.home / "venvs"
+        self.slots = self.home / "slots"
+        self.app_state = root / "var/lib" / name
+        self.state_dir = root / "var/lib/forge" / name
+        self.cache = root / "var/cache/forge" / name
+        self.sockets = root / "run" / name
+        self.live = self.sockets / "live.sock"
+
+    def socket(self, slot: str) -> Path:
+        """The listener of a slot."""
+        return self.sockets / f"{slot}.sock"
+
+    def sealed(self, identity: str, part: str) -> Path:
+        """The encrypted credential of an identity (app, migrate); `part` is role-id or secret-id."""
+        return self.credentials / f"forge.{self.name}.{identity}.{part}"
+
+    def drop_in(self, slot: str) -> Path:
+        """The [Service] body of a slot, copied from the release that it runs."""
+        return self.units / f"{self.name}@{slot}.service.d" / "release.conf"
+
+    def service(self, slot: str) -> str:
+        return f"{self.name}@{slot}.service"
+
+    def socket_unit(self, slot: str) -> str:
+        return f"{self.name}@{slot}.socket"
+
+    def migration_unit(self, release: str) -> str:
+        return f"{self.name}-migrate@{release}.service"
+
+    def slot_release(self, slot: str) -> str | None:
+        """The release that a slot points at."""
+        try:
+            return (self.slots / slot).readlink().name
+        except OSError:
+            return None
+
+    def live_slot(self) -> str | None:
+        """The slot that live.sock leads to, which is where traffic goes."""
+        try:
+            slot = self.live.readlink().name.removesuffix(".sock")
+        except OSError:
+            return None
+        return slot if slot in SLOTS else None
+
+
+def names(root: Path = Path("/")) -> list[str]:
+    """The apps that this host knows."""
+    return sorted(path.stem for path in (root / "etc/forge/apps").glob("*.toml"))
+
+
+def replace_symlink(path: Path, target: str) -> None:
+    """Point `path` at `target` by an atomic rename: whoever opens it finds the old or the new, never nothing."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(path)
+
+
+def write_atomically(path: Path, data: bytes, mode: int) -> None:
+    """Write a file so that a crash or power cut leaves the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a rename inside a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Everything below a folder, and the folder itself; links are not followed."""
+    yield folder
+    for parent, directories, files in os.walk(folder):
+        for name in (*directories, *files):
+            yield Path(parent) / name

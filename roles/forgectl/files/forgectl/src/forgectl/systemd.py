@@ -1,0 +1,126 @@
+"""What forgectl asks of systemd, through its own commands."""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from forgectl.errors import ForgeError
+
+UNIT_PROPERTIES = ("ActiveState", "SubState", "Result", "NRestarts", "InvocationID", "MainPID", "ExecMainStatus")
+
+
+def run(*command: str, data: bytes | None = None) -> bytes:
+    """Run a command and return its output.
+
+    Raises:
+        ForgeError: it failed; the message holds its own last words.
+    """
+    try:
+        done = subprocess.run(command, input=data, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise ForgeError(f"expected the command {command[0]} on this host; found none; install it") from None
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
+        raise ForgeError(f"{' '.join(command)} failed: {words}")
+    return done.stdout
+
+
+def daemon_reload() -> None:
+    run("systemctl", "daemon-reload")
+
+
+def start(*units: str, block: bool = True) -> None:
+    """Start units; without `block` only ask for it."""
+    run("systemctl", "start", *(() if block else ("--no-block",)), *units)
+
+
+def stop(*units: str) -> None:
+    """Stop units, wait until they have, and forget that they failed."""
+    run("systemctl", "stop", *units)
+    subprocess.run(["systemctl", "reset-failed", *units], capture_output=True, check=False)
+
+
+def show(unit: str) -> dict[str, str]:
+    """The properties of a unit that forgectl decides by."""
+    output = run("systemctl", "show", "--property", ",".join(UNIT_PROPERTIES), unit).decode()
+    return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+
+
+def active_units(pattern: str) -> list[str]:
+    """Units of that name that run or are about to."""
+    output = run(
+        "systemctl", "list-units", "--plain", "--no-legend", "--state=active,activating,deactivating", pattern
+    ).decode()
+    return [line.split()[0] for line in output.splitlines() if line.strip()]
+
+
+def journal(unit: str, since: float, lines: int = 30) -> str:
+    """What a unit's own processes said since a Unix time: its last lines."""
+    subprocess.run(["journalctl", "--sync"], capture_output=True, check=False)
+    output = run(
+        "journalctl", f"_SYSTEMD_UNIT={unit}", f"--since=@{since:.6f}", f"--lines={lines}", "--output=cat", "--no-pager"
+    )
+    return output.decode(errors="replace").strip()
+
+
+def decrypt(path: Path, name: str) -> str:
+    """The content of a sealed credential whose embedded name is `name`."""
+    return run("systemd-creds", "decrypt", f"--name={name}", str(path), "-").decode()
+
+
+def encrypt(value: str, name: str) -> bytes:
+    """Seal a value with the host's key; it goes through a pipe, never to the disk or a command line."""
+    return run("systemd-creds", "encrypt", "--with-key=host", f"--name={name}", "-", "-", data=value.encode())
+
+
+def run_sandboxed(
+    command: Sequence[str],
+    *,
+    user: str,
+    writable: Sequence[Path],
+    environment: Mapping[str, str],
+    environment_file: Path,
+) -> None:
+    """Run a command as `user` in a transient unit that may write only to `writable`.
+
+    Raises:
+        ForgeError: it failed; the message holds its own last lines.
+    """
+    properties = {
+        "ProtectSystem": "strict",
+        "ProtectHome": "yes",
+        "PrivateTmp": "yes",
+        "PrivateDevices": "yes",
+        "NoNewPrivileges": "yes",
+        "CapabilityBoundingSet": "",
+        "RestrictSUIDSGID": "yes",
+        "ReadWritePaths": " ".join(map(str, writable)),
+        "UMask": "0022",
+        "Nice": "10",
+        "RuntimeMaxSec": "15min",
+    }
+    if environment_file.exists():
+        properties["EnvironmentFile"] = str(environment_file)
+    done = subprocess.run(
+        [
+            "systemd-run",
+            "--quiet",
+            "--wait",
+            "--pipe",
+            "--collect",
+            f"--uid={user}",
+            f"--gid={user}",
+            *(f"--property={key}={value}" for key, value in properties.items()),
+            *(f"--setenv={key}={value}" for key, value in environment.items()),
+            "--",
+            *command,
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    if done.returncode:
+        words = done.stdout.decode(errors="replace").strip().splitlines()[-20:]
+        raise ForgeError("\n".join([f"{os.path.basename(command[0])} failed:", *words]))  # noqa: PTH119
