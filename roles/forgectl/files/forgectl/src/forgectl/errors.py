@@ -41,7 +41,7 @@ class SecretsError(ForgeError):
     """Vault or one of its values is not usable.
 
     Attributes:
-        state: one word for programs: missing, rejected, unreachable, untrusted, sealed, denied, incomplete, intercepted.
+        state: for programs: missing, rejected, unreachable, untrusted, sealed, denied, incomplete or intercepted.
     """
 
     exit_code = SECRETS

@@ -1,7 +1,7 @@
 """The lock that lets one command at a time change an app.
 
-It is a flock, which the kernel drops with its holder however that ends, so there is nothing to release by hand. The file's
-content only says who holds it, and means nothing while nobody does.
+It is a flock, which the kernel drops with its holder however that ends, so there is nothing to release by hand. The
+file's content only says who holds it, and means nothing while nobody does.
 """
 
 import fcntl

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from forgectl.errors import ForgeError
 
-UNIT_PROPERTIES = ("ActiveState", "SubState", "Result", "NRestarts", "InvocationID", "MainPID", "ExecMainStatus")
+UNIT_PROPERTIES = ("ActiveState", "SubState", "Result", "NRestarts", "Job", "ExecMainStatus")
 
 
 def run(*command: str, data: bytes | None = None) -> bytes:

@@ -35,7 +35,7 @@ class Vault:
         except (OSError, ssl.SSLError) as error:
             raise SecretsError(
                 "untrusted",
-                f"expected the CA of Vault in {secrets.ca_file}; found: {_reason(error)}; put its PEM file there (site.yml does)",
+                f"expected the CA of Vault in {secrets.ca_file}; found: {_reason(error)}; put its PEM file there",
             ) from None
         self._connection = http.client.HTTPSConnection(
             parts.hostname or "", parts.port or 443, timeout=TIMEOUT_SECONDS, context=context
@@ -64,8 +64,8 @@ class Vault:
             )
         raise SecretsError(
             "denied",
-            f"Vault at {self._address} denied the login at auth/{mount} (HTTP {status}); check that the method is enabled "
-            "there and that the AppRole allows this host's address",
+            f"Vault at {self._address} denied the login at auth/{mount} (HTTP {status}); check that the method is "
+            "enabled and that the AppRole allows this host's address",
         )
 
     def read(self, token: str, path: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Vault:
         prefix = f"auth/{self._secrets.approle_mount}/role/"
         spent = SecretsError(
             "intercepted",
-            f"Vault at {self._address} does not know the wrapping token: it has expired, or someone else has unwrapped it; "
+            f"Vault at {self._address} does not know the wrapping token: it expired, or someone else unwrapped it; "
             "if it was fresh, treat the secret id as stolen: destroy the AppRole's secret ids, then run site.yml again",
         )
         if status != 200:

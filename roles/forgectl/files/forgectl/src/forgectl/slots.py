@@ -1,0 +1,137 @@
+"""The two slots of an app: their units, their readiness, and which one live.sock leads to."""
+
+import http.client
+import socket
+import time
+from pathlib import Path
+
+from forgectl import systemd
+from forgectl.config import App
+from forgectl.errors import CandidateFailed, Refused
+from forgectl.layout import SLOTS, Layout, fsync_directory, replace_symlink, write_atomically
+
+POLL_SECONDS = 0.05
+PROBE_TIMEOUT_SECONDS = 2.0
+# How long an Nginx that resolved live.sock before the swap may take to connect; it takes microseconds.
+LINGER_SECONDS = 0.5
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def probe(path: Path, url: str, host: str, timeout: float = PROBE_TIMEOUT_SECONDS) -> int | None:
+    """Ask a slot over its own socket, as Nginx would: the status, or None when nothing answers in `timeout` seconds."""
+    connection = _UnixConnection(path, timeout)
+    try:
+        connection.request("GET", url, headers={"Host": host, "X-Forwarded-Proto": "https", "Connection": "close"})
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def other(slot: str | None) -> str:
+    """The slot that a release goes to when `slot` serves."""
+    return SLOTS[1] if slot == SLOTS[0] else SLOTS[0]
+
+
+def prepare(layout: Layout, slot: str, release: str) -> None:
+    """Point a slot at a release, and give its unit that release's limits, sandbox and timeouts."""
+    body = (layout.releases / release / "slot.conf").read_bytes()
+    replace_symlink(layout.slots / slot, f"../releases/{release}")
+    fsync_directory(layout.slots)
+    drop_in = layout.drop_in(slot)
+    if not drop_in.exists() or drop_in.read_bytes() != body:
+        drop_in.parent.mkdir(mode=0o755, exist_ok=True)
+        write_atomically(drop_in, body, 0o644)
+        systemd.daemon_reload()
+
+
+def start(layout: Layout, slot: str) -> None:
+    """Open a slot's listener and ask for its service."""
+    systemd.start(layout.socket_unit(slot))
+    systemd.start(layout.service(slot), block=False)
+
+
+def stop(layout: Layout, slot: str) -> None:
+    """Stop a slot: its service ends gracefully, then its listener closes.
+
+    The socket unit is named first: the service requires it and comes after it, so one transaction stops the service and
+    then the socket. Stopping only the service first would let a late connection start it again; closing the listener
+    while the service still answers would reset whatever waits in its queue.
+    """
+    systemd.stop(layout.socket_unit(slot), layout.service(slot))
+
+
+def deadline(app: App, starts: list[float]) -> float:
+    """Seconds that a new slot may take to get ready: thrice the slowest of the last starts, at least timeouts.start.
+
+    One that crashes is noticed at once, so this only bounds one that hangs: a tight limit would refuse good releases on
+    a busy host and gain nothing.
+    """
+    return max(app.timeouts.start, 3 * max(starts, default=0.0))
+
+
+def wait_ready(layout: Layout, app: App, slot: str, limit: float) -> float:
+    """Wait until a started slot answers its readiness path with 200, and return the seconds that took.
+
+    Raises:
+        CandidateFailed: its service failed or was restarted, or `limit` seconds passed.
+    """
+    began, wall = time.monotonic(), time.time() - 0.05
+    status: int | None = None
+    while True:
+        unit = systemd.show(layout.service(slot))
+        # With a job queued it has not begun yet.
+        ended = unit["ActiveState"] in ("failed", "inactive") and unit["Job"] == "0"
+        # A unit that restarts for ever is never "failed" for long: one restart is the failure of a candidate.
+        if ended or unit["SubState"] == "auto-restart" or unit["NRestarts"] != "0":
+            found = f"it ended ({unit['Result']}, exit status {unit['ExecMainStatus']})"
+            break
+        left = limit - (time.monotonic() - began)
+        if left <= 0:
+            found = f"{app.ready_path} " + (f"answers {status}" if status else "does not answer")
+            break
+        status = probe(layout.socket(slot), app.ready_path, app.domain, min(left, PROBE_TIMEOUT_SECONDS))
+        if status == 200:
+            return time.monotonic() - began
+        time.sleep(POLL_SECONDS)
+    lines = systemd.journal(layout.service(slot), wall)
+    raise CandidateFailed(
+        f"expected {app.ready_path} of {layout.service(slot)} to answer 200 within {limit:.0f} s; found: {found}. "
+        f"Its last log lines:\n{lines or '(it said nothing)'}"
+    )
+
+
+def swap(layout: Layout, slot: str) -> None:
+    """Send all new connections to a slot: one atomic rename, and Nginx is none the wiser."""
+    replace_symlink(layout.live, f"{slot}.sock")
+
+
+def drain(layout: Layout, app: App, slot: str) -> None:
+    """Stop a slot that gets no new connections any more, after what it has is done.
+
+    Connections that were made before the swap may still wait to be accepted. The queue of a listener is first in, first
+    out: once a connection of our own is answered, all before it were accepted, and a graceful stop finishes those.
+    """
+    if systemd.show(layout.service(slot))["ActiveState"] == "active":
+        time.sleep(LINGER_SECONDS)
+        probe(layout.socket(slot), app.health_path, app.domain, app.timeouts.request)
+    stop(layout, slot)
+
+
+def ensure_socket_folder(layout: Layout) -> None:
+    """Make sure that /run/NAME is there, which provisioning declares to systemd-tmpfiles."""
+    if not layout.sockets.is_dir():
+        systemd.run("systemd-tmpfiles", "--create", f"--prefix={layout.sockets}")
+    if not layout.sockets.is_dir():
+        raise Refused(f"expected the folder {layout.sockets}; found none; run site.yml, which declares it")

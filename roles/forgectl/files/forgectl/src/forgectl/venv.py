@@ -1,0 +1,101 @@
+"""Virtual environments: one for each lock and Python version, read-only, shared by the releases that need it."""
+
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import sys
+from pathlib import Path
+
+from forgectl import systemd
+from forgectl.errors import ForgeError, Refused
+from forgectl.layout import Layout, fsync_directory, walk
+
+BUILD_USER = "forge-build"
+
+
+def name(lock: bytes) -> str:
+    """The folder of a lock's environment: a hash over the lock, the Python version and the machine's kind."""
+    identity = f"{sys.implementation.cache_tag} {platform.machine()}\n".encode()
+    return hashlib.sha256(identity + lock).hexdigest()[:16]
+
+
+def is_complete(layout: Layout, venv: str) -> bool:
+    return (layout.venvs / venv / ".complete").exists()
+
+
+def build(layout: Layout, lock: Path, group: int) -> str:
+    """Build the environment of a lock unless it is there, and return its name.
+
+    The build runs as a user of its own in a sandbox, with a cache for each app: what one app's packages run while they
+    are built reaches neither the host nor another app.
+
+    Raises:
+        Refused: the lock cannot be installed.
+    """
+    venv = name(lock.read_bytes())
+    folder = layout.venvs / venv
+    if is_complete(layout, venv):
+        return venv
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o755)
+    try:
+        shutil.chown(folder, BUILD_USER, BUILD_USER)
+        # The build user may read neither the release nor the upload: it gets a copy of the lock.
+        copied = folder / "lock.txt"
+        shutil.copyfile(lock, copied)
+        copied.chmod(0o644)
+        uv = Path(sys.prefix) / "bin" / "uv"
+        python = folder / "bin" / "python"
+        script = (
+            f'"{uv}" venv --quiet --allow-existing --python "{os.path.realpath(sys.executable)}" "{folder}" && '
+            f'"{uv}" pip sync --quiet --require-hashes --link-mode copy --compile-bytecode --python "{python}" "{copied}"'
+        )
+        systemd.run_sandboxed(
+            ["/bin/sh", "-c", script],
+            user=BUILD_USER,
+            writable=[folder, layout.cache],
+            environment={
+                "HOME": str(layout.cache),
+                "UV_CACHE_DIR": str(layout.cache),
+                "UV_PYTHON_DOWNLOADS": "never",
+                "UV_NO_CONFIG": "1",
+                "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt",
+            },
+            environment_file=layout.build_environment,
+        )
+        seal(folder, group)
+        systemd.run("sync", "--file-system", str(folder))
+        (folder / ".complete").touch(mode=0o444)
+        fsync_directory(folder)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, ForgeError):
+            raise Refused(
+                f"expected to install the lock {lock.name}; found: {error}\nwrite the lock anew with hashes "
+                "(uv pip compile --generate-hashes), or check the package index of this host"
+            ) from error
+        raise
+    return venv
+
+
+def seal(folder: Path, group: int) -> None:
+    """Give a tree to root, let the app's group read it, and let nobody write it.
+
+    Raises:
+        ForgeError: a file is linked from elsewhere too, so whoever made it could change it later.
+    """
+    for path in walk(folder):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+            raise ForgeError(f"expected one link to each file; found {status.st_nlink} to {path}")
+        os.chown(path, 0, group, follow_symlinks=False)
+        if not stat.S_ISLNK(status.st_mode):
+            executable = stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_IXUSR
+            path.chmod(0o550 if executable else 0o440)
+
+
+def remove(folder: Path) -> None:
+    """Remove a sealed tree. Only root can: the mode of its folders does not stop root."""
+    shutil.rmtree(folder)
