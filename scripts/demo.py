@@ -212,6 +212,11 @@ def become_able() -> None:
         )
 
 
+def as_root() -> list[str]:
+    """Return what to put before a command that has to run as root."""
+    return [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
+
+
 def choose_ports() -> dict[int, int]:
     """Take the ports that the host has already; for a new host the usual ones, or free ones in their place."""
     present = podman("container", "inspect", "--format", "{{json .HostConfig.PortBindings}}", CONTAINER, check=False)
@@ -316,10 +321,10 @@ class Demo:
         if os.geteuid():
             # As a whole: Ansible runs its tasks without a terminal, where sudo would ask for the password again.
             path = environment()["PATH"]
-            command = ["sudo", "--non-interactive", "--preserve-env", "env", f"PATH={path}", *command]
+            command = [*as_root(), "--preserve-env", "env", f"PATH={path}", *command]
         self.runner.run(command, STATE / "create.log", "a host that boots")
         if os.geteuid():
-            subprocess.run(["sudo", "--non-interactive", "chown", "--recursive", owner, str(STATE)], check=True)
+            subprocess.run([*as_root(), "chown", "--recursive", owner, str(STATE)], check=True)
         self._remember(command)
         write_if_changed(
             STATE / "ssh_config",
@@ -432,7 +437,7 @@ def down() -> None:
             print(f"Kept, because other hosts run on it: {left}")
     shutil.rmtree(STATE, ignore_errors=True)
     for path in (ROOT / ".cache").glob("image-*"):
-        path.unlink()
+        subprocess.run([*as_root(), "rm", "--recursive", "--force", "--one-file-system", str(path)], check=True)
     GENERATED.unlink(missing_ok=True)
     print("The demo is gone. Kept: the packages it installed on this machine, and .venv (`make clean` removes that).")
 
@@ -447,7 +452,8 @@ def main() -> int:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     if arguments.command == "down":
         try:
             down()

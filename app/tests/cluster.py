@@ -7,8 +7,8 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +61,24 @@ class Cluster:
         """Run statements as superuser; return the first column of the last one's first row."""
 
         async def run() -> Any:  # noqa: ANN401 - see above
-            connection = await self.connect(database)
-            try:
+            async with self.connect(database) as connection:
                 value = None
                 for statement in statements:
                     value = await connection.fetchval(statement)
                 return value
-            finally:
-                await connection.close()
 
         return asyncio.run(run())
 
-    async def connect(self, database: str) -> asyncpg.Connection:
+    @asynccontextmanager
+    async def connect(self, database: str) -> AsyncIterator[asyncpg.Connection]:
         """Connect as superuser."""
         connection: asyncpg.Connection = await asyncpg.connect(
             host=str(self.folder), port=self.port, user="admin", database=database
         )
-        return connection
+        try:
+            yield connection
+        finally:
+            await connection.close()
 
     def _run(self, program: str, *arguments: str | Path) -> None:
         # PostgreSQL refuses to run as root.

@@ -166,23 +166,21 @@ async def test_a_cursor_cannot_be_changed(client: httpx.AsyncClient) -> None:
 
 async def test_a_late_commit_is_not_skipped(client: httpx.AsyncClient, cluster: Cluster, database: str) -> None:
     """The first id is taken by a transaction that commits last."""
-    late = await cluster.connect(database)
-    transaction = late.transaction()
-    await transaction.start()
-    held = await late.fetchval(
-        "INSERT INTO event (idempotency_key, fingerprint, type, payload, size) "
-        "VALUES ('late', '', 't', '\"late\"', 6) RETURNING id"
-    )
-    early = (await post(client, "early", {"type": "t", "payload": "early"})).json()
-    assert early["id"] > held
+    async with cluster.connect(database) as late:
+        transaction = late.transaction()
+        await transaction.start()
+        held = await late.fetchval(
+            "INSERT INTO event (idempotency_key, fingerprint, type, payload, size) "
+            "VALUES ('late', '', 't', '\"late\"', 6) RETURNING id"
+        )
+        early = (await post(client, "early", {"type": "t", "payload": "early"})).json()
+        assert early["id"] > held
 
-    first = (await client.get("/v1/events")).json()
-    assert first["events"] == []
-    assert not first["more"]
-    assert (await client.get(f"/v1/events/{early['id']}")).status_code == 200
-
-    await transaction.commit()
-    await late.close()
+        first = (await client.get("/v1/events")).json()
+        assert first["events"] == []
+        assert not first["more"]
+        assert (await client.get(f"/v1/events/{early['id']}")).status_code == 200
+        await transaction.commit()
     second = (await client.get("/v1/events", params={"cursor": first["cursor"]})).json()
     assert [event["payload"] for event in second["events"]] == ["late", "early"]
 

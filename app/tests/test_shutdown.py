@@ -25,42 +25,43 @@ async def until(connection: asyncpg.Connection, condition: str) -> None:
 @pytest.mark.anyio
 async def test_streams_end_requests_finish_and_the_lifespan_ends(cluster: Cluster, database: str) -> None:
     """SIGTERM with an SSE client, a WebSocket client and a POST in flight."""
-    blocker = await cluster.connect(database)
-    answers: list[httpx.Response] = []
-    with Server(environ(cluster, database)) as server, server.sse() as sse, server.websocket() as socket:
-        sse.next()
-        socket.recv(10)
-        server.post("k1", 1)
-        assert sse.payload() == 1
-        transaction = blocker.transaction()
-        await transaction.start()
-        await blocker.execute("LOCK TABLE event IN SHARE MODE")  # holds up writers alone
-        writing = threading.Thread(target=lambda: answers.append(server.post("k2", 2)))
-        writing.start()
-        waiting = "SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = 'inbox_app' AND wait_event_type = 'Lock'"
-        await until(blocker, waiting)
-
-        started = time.monotonic()
-        server.signal()
-        # A clean end: a stream that was cut would raise.
-        assert [message.keys() for message in sse] == [{"retry"}]
-        socket.recv(10)
-        with pytest.raises(ConnectionClosed) as caught:
+    async with cluster.connect(database) as blocker:
+        answers: list[httpx.Response] = []
+        with Server(environ(cluster, database)) as server, server.sse() as sse, server.websocket() as socket:
+            sse.next()
             socket.recv(10)
-        assert caught.value.rcvd is not None
-        assert caught.value.rcvd.code == 1012
-        assert time.monotonic() - started < 2
-        assert not answers
+            server.post("k1", 1)
+            assert sse.payload() == 1
+            transaction = blocker.transaction()
+            await transaction.start()
+            await blocker.execute("LOCK TABLE event IN SHARE MODE")  # holds up writers alone
+            writing = threading.Thread(target=lambda: answers.append(server.post("k2", 2)))
+            writing.start()
+            waiting = (
+                "SELECT count(*) = 1 FROM pg_stat_activity WHERE usename = 'inbox_app' AND wait_event_type = 'Lock'"
+            )
+            await until(blocker, waiting)
 
-        await transaction.rollback()
-        assert server.wait() == 0
-        assert time.monotonic() - started < 4
-        writing.join()
-        assert [answer.status_code for answer in answers] == [201]
-        assert server.logged(message="worker stopped")
-        assert "Traceback" not in server.output()
-    await until(blocker, "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'inbox_app'")
-    await blocker.close()
+            started = time.monotonic()
+            server.signal()
+            # A clean end: a stream that was cut would raise.
+            assert [message.keys() for message in sse] == [{"retry"}]
+            socket.recv(10)
+            with pytest.raises(ConnectionClosed) as caught:
+                socket.recv(10)
+            assert caught.value.rcvd is not None
+            assert caught.value.rcvd.code == 1012
+            assert time.monotonic() - started < 2
+            assert not answers
+
+            await transaction.rollback()
+            assert server.wait() == 0
+            assert time.monotonic() - started < 4
+            writing.join()
+            assert [answer.status_code for answer in answers] == [201]
+            assert server.logged(message="worker stopped")
+            assert "Traceback" not in server.output()
+        await until(blocker, "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'inbox_app'")
 
 
 @pytest.mark.anyio

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import asyncpg
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -99,7 +100,11 @@ def test_a_stream_catches_up_over_many_pages(server: Server, cluster: Cluster, d
 
 @pytest.mark.anyio
 async def test_a_late_commit_reaches_streams(server: Server, cluster: Cluster, database: str) -> None:
-    late = await cluster.connect(database)
+    async with cluster.connect(database) as late:
+        await a_late_commit(server, late)
+
+
+async def a_late_commit(server: Server, late: asyncpg.Connection) -> None:
     with server.sse() as sse, server.websocket() as socket:
         sse.next()
         socket.recv(10)
@@ -118,7 +123,6 @@ async def test_a_late_commit_reaches_streams(server: Server, cluster: Cluster, d
         await transaction.commit()
         assert [sse.payload(), sse.payload()] == ["late", "early"]
         assert [json.loads(socket.recv(10))["event"]["payload"] for _ in "12"] == ["late", "early"]
-    await late.close()
 
 
 def test_streams_survive_the_loss_of_the_listening_connections(server: Server, cluster: Cluster) -> None:

@@ -1,6 +1,7 @@
 """The API under /v1: store events, page through them, follow new ones."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Coroutine
 from typing import Annotated
@@ -156,7 +157,9 @@ async def websocket(
     with feed.join(start) as follower, metrics.streams("websocket").track_inprogress():
         code = await _first(_send(socket, follower, settings), _refuse_messages(socket))
         if code is not None:
-            await socket.close(code)
+            # A server that stops may have closed it just before, with the same code.
+            with contextlib.suppress(WebSocketDisconnect):
+                await socket.close(code)
 
 
 @router.get("/{event_id}")

@@ -87,7 +87,7 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._reachable: bool | None = None
+        self._trouble: str | None = "not connected yet"
         self._pool = self._engine(pool_size=settings.database_pool_max, max_overflow=0, pool_timeout=POOL_TIMEOUT_S)
         self._single = self._engine(poolclass=NullPool)
 
@@ -120,9 +120,9 @@ class Database:
         except BaseException:
             connection.terminate()
             raise
-        if self._reachable is not True:
+        if self._trouble:
             logger.info("database reached")
-            self._reachable = True
+            self._trouble = None
         return connection
 
     async def _preflight(self, connection: asyncpg.Connection) -> None:
@@ -145,10 +145,10 @@ class Database:
         return DatabaseUnavailable(reason)
 
     def _report(self, message: str) -> None:
-        # Once for each outage, not once for each request that meets it.
-        if self._reachable is not False:
+        # Once for each trouble, not once for each request that meets it.
+        if message != self._trouble:
             logger.error(message)
-            self._reachable = False
+            self._trouble = message
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:

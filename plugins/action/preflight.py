@@ -1,0 +1,176 @@
+"""Refuse bad input before anything on a host changes, and compute what all roles share.
+
+Runs on the control machine; the only thing it runs on the host is `host_probe`, which reads. The task takes the options of the
+role `preflight` without their prefix. `apps` and the variables of the other roles are read from the host's variables rather than
+from arguments of the task, because Ansible quotes a task's arguments in errors and at high verbosity, and an inventory that has to be
+refused may hold secrets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+
+# Ansible looks for a project's own module_utils only when it packs a module, never on the control machine.
+_UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
+if _UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(_UTILS)
+
+from ansible.module_utils.forge import inventory_lint, secret_scan  # noqa: E402
+from ansible.module_utils.forge.preflight import Inventory, Outcome, Settings, examine  # noqa: E402
+from ansible.module_utils.forge.problems import Problem, render  # noqa: E402
+from ansible.module_utils.forge.specs import read_roles  # noqa: E402
+from ansible.module_utils.forge.values import nearest, plain  # noqa: E402
+
+# Set by this role and by later ones; a template that needs them cannot be judged before they exist.
+_LATER = ("forge_apps", "forge_host", "ansible_facts", "__")
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """The action behind the task of the role `preflight`."""
+
+    TRANSFERS_FILES = False
+    _supports_check_mode = True
+    _supports_async = False
+    _VALID_ARGS = frozenset(field.name for field in fields(Settings))
+
+    def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return `apps` and `host`, or a failure whose message lists every problem."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        settings = Settings(**plain({name: self._task.args.get(name) for name in self._VALID_ARGS}))
+        inventory, problems = self._inventory(variables)
+        probe, unreachable, found = self._probe(variables)
+        if unreachable:
+            return unreachable
+        outcome: Outcome = examine(inventory, probe, settings)
+        problems += [*outcome.problems, *found]
+        # A run prints what an action returns, so nothing of the inventory is in a refusal but the masked message.
+        result["changed"] = False
+        if problems:
+            secrets = inventory_lint.secret_values(inventory.apps, inventory.raw)
+            result["failed"] = True
+            result["msg"] = render(problems, str(variables.get("inventory_hostname", "the host")), secrets)
+            return result
+        result["apps"] = outcome.apps
+        result["host"] = outcome.host
+        result["_ansible_verbose_override"] = True
+        return result
+
+    def _probe(
+        self, variables: dict[str, Any]
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, list[Problem]]:
+        """Return what the host says; or the result of a host that cannot be reached; or why it could not be read."""
+        answer = self._execute_module(module_name="host_probe", module_args={}, task_vars=variables)
+        if answer.get("unreachable"):
+            return None, answer, []
+        if "probe" in answer:
+            return answer["probe"], None, []
+        said = str(answer.get("msg") or answer.get("module_stderr") or answer.get("module_stdout") or "no answer")
+        problem = Problem(
+            "Python on the host",
+            "Python 3.9 or newer at the path in ansible_python_interpreter",
+            " ".join(said.split())[:300],
+            "install python3 on the host, or correct the path or the rights of the remote user",
+        )
+        return None, None, [problem]
+
+    def _inventory(self, variables: dict[str, Any]) -> tuple[Inventory, list[Problem]]:
+        roles = Path(str(variables["role_path"])).parent
+        specs = read_roles(roles)
+        problems: list[Problem] = []
+        raw_apps = variables.get("apps")
+        apps = self._rendered(raw_apps, "apps", problems, judge_later=False)
+        options = {name for role in specs.values() for name in role}
+        raw = {name: value for name, value in variables.items() if _concerns(name, specs)}
+        values = {}
+        for name in sorted(options & raw.keys()):
+            value = self._rendered(raw[name], name, problems, judge_later=True)
+            if value is not _UNJUDGED:
+                values[name] = value
+        inventory = Inventory(
+            root=roles.parent,
+            roles=roles,
+            play_roles=[str(name) for name in variables.get("ansible_play_role_names") or []],
+            apps=apps,
+            raw_apps=raw_apps,
+            raw=raw,
+            values=values,
+            hosts_of=_hosts_of(variables, apps),
+        )
+        return inventory, problems
+
+    def _rendered(self, value: Any, where: str, problems: list[Problem], judge_later: bool) -> Any:
+        """Return `value` as plain data with its templates filled in, leaf by leaf, so that a mistake names its place."""
+        if isinstance(value, Mapping):
+            rendered = {
+                str(key): self._rendered(item, f"{where}.{key}", problems, judge_later) for key, item in value.items()
+            }
+            return _UNJUDGED if _UNJUDGED in rendered.values() else rendered
+        if isinstance(value, (list, tuple)):
+            items = [self._rendered(item, f"{where}[{i}]", problems, judge_later) for i, item in enumerate(value)]
+            return _UNJUDGED if _UNJUDGED in items else items
+        if isinstance(value, str) and secret_scan.is_template(value):
+            # A lookup may ask Vault or run a command; the role that needs it does that, once.
+            if judge_later and ("lookup(" in value or "query(" in value or any(name in value for name in _LATER)):
+                return _UNJUDGED
+        try:
+            return plain(self._templar.template(value))
+        except AnsibleError as error:
+            if judge_later and any(name in str(error) for name in _LATER):
+                return _UNJUDGED
+            problems.append(
+                Problem(where, "a value whose template can be filled in", _first_line(error), "define what it refers to")
+            )
+            return _UNJUDGED if judge_later else ""
+
+
+class _Unjudged:
+    """A value that exists only later in the run."""
+
+
+_UNJUDGED = _Unjudged()
+
+
+def _concerns(name: str, roles: Mapping[str, Any]) -> bool:
+    """Tell whether a variable carries the prefix of a role, or one so close that it may be a slip."""
+    prefix, separator, _ = name.partition("_")
+    if not separator or name.startswith(("ansible_", "__")):
+        return False
+    return prefix in roles or nearest(prefix, roles) is not None
+
+
+def _hosts_of(variables: Mapping[str, Any], apps: Any) -> dict[str, int]:
+    """Count, for each app whose database is elsewhere, the hosts of the inventory that run it, whatever `--limit` says."""
+    external = [
+        str(name)
+        for name, entry in (apps.items() if isinstance(apps, Mapping) else ())
+        if isinstance(entry, Mapping)
+        and isinstance(entry.get("database"), Mapping)
+        and entry["database"].get("placement") == "external"
+    ]
+    if not external:
+        return {}
+    hosts = list(variables.get("groups", {}).get("all", []))
+    entries = [_entries_of(variables["hostvars"], host) for host in hosts]
+    return {name: max(1, sum(name in names for names in entries)) for name in external}
+
+
+def _entries_of(hostvars: Any, host: str) -> set[str]:
+    raw = hostvars.raw_get(host).get("apps") if hasattr(hostvars, "raw_get") else hostvars[host].get("apps")
+    return set(_names(raw))
+
+
+def _names(raw: Any) -> Iterator[str]:
+    if isinstance(raw, Mapping):
+        yield from (str(name) for name in raw)
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "message", error)).strip().partition("\n")[0][:200]

@@ -1,0 +1,4 @@
+"""What the control side works out before a host is touched: checks of the inventory, sizes, budgets and the source archive.
+
+Python 3.9 suffices for `source_files`, which the `source_archive` module also runs; the rest needs the control machine's 3.11.
+"""

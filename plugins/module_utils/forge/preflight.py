@@ -1,0 +1,360 @@
+"""All checks of one host in their order, and the facts that every role works with afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from . import app_source, host, inventory_lint, lock, sizing, timeouts
+from .connections import Demand, Server
+from .problems import Problem
+from .specs import Options, read_options, read_roles, validate
+from .values import kind
+
+LOCAL = "local"
+# Where the `postgresql` role is not part of the project: PostgreSQL's own default.
+POSTGRESQL_MAX_CONNECTIONS = 100
+POSTGRESQL_PORT = 5432
+
+# Least and most of an entry's numbers; the specification knows types only.
+_RANGES: dict[str, tuple[int, int]] = {
+    "workers": (0, 64),
+    "worker_memory_mib": (16, 1024 * 1024),
+    "memory_max_mib": (0, 1024 * 1024),
+    "cpu_quota_percent": (0, 100_000),
+    "tasks_max": (16, 1024 * 1024),
+    "request_timeout": (1, 3600),
+    "max_body_kib": (1, 1024 * 1024),
+    "keep_releases": (2, 100),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of the `preflight` role."""
+
+    distributions: Mapping[str, list[object]]
+    systemd_minimum: int
+    disk_minimum_mib: int
+    memory_minimum_mib: int
+    memory_system_mib: int
+    memory_postgresql_mib: int
+    ports: list[int]
+    connections_migration: int
+    connections_exporter: int
+    connections_reserved: int
+    external_max_connections: int
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What the inventory says for the host.
+
+    Attributes:
+        root: The project's root, from which relative sources start.
+        roles: Folder of the roles.
+        play_roles: Names of the roles that the play runs.
+        apps: The `apps` mapping, templated; None when it is not set.
+        raw_apps: The same as it stands in the inventory.
+        raw: Every variable with a role's prefix (or one close to it) as it stands in the inventory.
+        values: Those of them that are options and could be templated, templated.
+        hosts_of: For each app with an external database, the hosts of the inventory that run it.
+    """
+
+    root: Path
+    roles: Path
+    play_roles: list[str]
+    apps: Any
+    raw_apps: Any
+    raw: Mapping[str, Any]
+    values: Mapping[str, Any]
+    hosts_of: Mapping[str, int]
+
+
+@dataclass
+class Outcome:
+    """Either `problems`, or the two facts."""
+
+    problems: list[Problem] = field(default_factory=list)
+    apps: list[dict[str, Any]] = field(default_factory=list)
+    host: dict[str, Any] = field(default_factory=dict)
+
+
+def examine(inventory: Inventory, probe: Mapping[str, Any] | None, settings: Settings) -> Outcome:
+    """Check the inventory and, where the host could be read, the host and what depends on both."""
+    outcome = Outcome()
+    specs = read_roles(inventory.roles)
+    outcome.problems += _variables(inventory, specs)
+    entries = _entries(inventory, outcome)
+    target = lock.Target(probe["python_version"], probe["architecture"]) if probe else None
+    for name, entry in entries.items():
+        outcome.problems += _source(name, entry, inventory.root, target)
+    if probe is None:
+        return outcome
+    outcome.problems += host.check(
+        probe,
+        settings.distributions,
+        settings.systemd_minimum,
+        settings.disk_minimum_mib,
+        settings.memory_minimum_mib,
+        settings.ports,
+    )
+    if outcome.problems:
+        # Budgets over entries that are not valid would only repeat what is wrong with these, except where all are.
+        complete = {name: entry for name, entry in entries.items() if _is_sized(entry)}
+        if len(complete) != len(entries):
+            return outcome
+    _size(entries, inventory, specs, probe, settings, outcome)
+    return outcome
+
+
+def _variables(inventory: Inventory, specs: Mapping[str, Options]) -> list[Problem]:
+    return [
+        *inventory_lint.unknown_variable_problems(list(inventory.raw), specs),
+        *inventory_lint.role_secret_problems(inventory.raw),
+        *inventory_lint.role_value_problems(specs, inventory.values),
+        *inventory_lint.required_problems(specs, inventory.play_roles, inventory.raw),
+    ]
+
+
+def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]]:
+    """Return the entries that are mappings, normalised as far as they are valid."""
+    apps = inventory.apps
+    if not isinstance(apps, Mapping) or not apps:
+        found = "it is not set" if apps is None else "an empty mapping" if apps == {} else kind(apps)
+        outcome.problems.append(
+            Problem("apps", "a mapping with one entry an app, keyed by its name", found, "see inventory/example")
+        )
+        return {}
+    options = read_options(inventory.roles, "app", "entry")
+    entries: dict[str, dict[str, Any]] = {}
+    for key, value in apps.items():
+        name, where = str(key), f"apps.{key}"
+        outcome.problems += inventory_lint.name_problems(name)
+        if not isinstance(value, Mapping):
+            outcome.problems.append(
+                Problem(where, "a mapping with at least domain, source, module and secrets", kind(value), "fill it in")
+            )
+            continue
+        entry, problems = validate(options, value, where)
+        outcome.problems += problems
+        outcome.problems += inventory_lint.shape_problems(value, where)
+        raw_entry = inventory.raw_apps.get(key) if isinstance(inventory.raw_apps, Mapping) else None
+        raw_settings = raw_entry.get("settings") if isinstance(raw_entry, Mapping) else None
+        outcome.problems += inventory_lint.setting_problems(name, entry, raw_settings)
+        outcome.problems += _entry(name, entry)
+        entries[name] = {"name": name, **entry}
+    outcome.problems += inventory_lint.domain_problems(entries)
+    return entries
+
+
+def _entry(name: str, entry: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with an entry beyond the types of its options."""
+    where, problems = f"apps.{name}", []
+    for option, (least, most) in _RANGES.items():
+        number = entry.get(option)
+        if isinstance(number, int) and not least <= number <= most:
+            problems.append(
+                Problem(f"{where}.{option}", f"a number from {least} to {most}", str(number), f"correct {option}")
+            )
+    paths = {option: entry.get(option) for option in ("health_path", "ready_path", "metrics_path")}
+    for option, path in paths.items():
+        if isinstance(path, str) and not path.startswith("/"):
+            problems.append(Problem(f"{where}.{option}", "a path that starts with /", path, f"write /{path}"))
+    if paths["health_path"] and paths["health_path"] == paths["ready_path"]:
+        problems.append(
+            Problem(
+                f"{where}.ready_path",
+                "a path other than health_path: liveness must not depend on the database, readiness must",
+                str(paths["ready_path"]),
+                "give the app two endpoints",
+            )
+        )
+    wanted = (entry.get("settings") or {}).get("WEB_CONCURRENCY")
+    if wanted is not None and not (str(wanted).isdigit() and 0 < int(wanted) <= _RANGES["workers"][1]):
+        problems.append(
+            Problem(
+                f"{where}.settings.WEB_CONCURRENCY",
+                f"a number from 1 to {_RANGES['workers'][1]}",
+                kind(wanted),
+                "correct it, or remove it and use workers",
+            )
+        )
+    secrets = entry.get("secrets")
+    if isinstance(secrets, Mapping):
+        problems += inventory_lint.mapping_problems(secrets.get("variables"), f"{where}.secrets.variables")
+    database = entry.get("database")
+    if isinstance(database, Mapping):
+        problems += _database(database, f"{where}.database")
+    return problems
+
+
+def _database(database: Mapping[str, Any], where: str) -> list[Problem]:
+    problems = []
+    migration = database.get("migration")
+    if isinstance(database.get("pool_max"), int) and database["pool_max"] < 1:
+        problems.append(Problem(f"{where}.pool_max", "at least 1", str(database["pool_max"]), "correct pool_max"))
+    if isinstance(migration, Mapping):
+        problems += inventory_lint.mapping_problems(migration.get("variables"), f"{where}.migration.variables")
+    urls = {"url": True, "migration_url": migration is not None}
+    for option, needed in urls.items():
+        url = database.get(option)
+        if database.get("placement") == LOCAL and url:
+            problems.append(
+                Problem(
+                    f"{where}.{option}",
+                    "no URL for a database on this host; it follows from the name",
+                    "a URL",
+                    "remove it, or set placement: external",
+                )
+            )
+        elif database.get("placement") == "external" and needed and not _host_of(url):
+            problems.append(
+                Problem(
+                    f"{where}.{option}",
+                    "the URL of the external database, such as postgresql+asyncpg://user@db.example.com/name",
+                    "no URL with a host" if url else "it is not set",
+                    "set it, without the password",
+                )
+            )
+    return problems
+
+
+def _host_of(url: Any) -> str | None:
+    """Return host and port of a database URL."""
+    try:
+        parts = urlsplit(str(url or ""))
+        return f"{parts.hostname}:{parts.port or POSTGRESQL_PORT}" if parts.hostname else None
+    except ValueError:
+        return None
+
+
+def source_path(entry: Mapping[str, Any], root: Path) -> Path:
+    """Return the absolute folder of an app on the control machine."""
+    return (root / str(entry["source"])).resolve()
+
+
+def _source(name: str, entry: Mapping[str, Any], root: Path, target: lock.Target | None) -> list[Problem]:
+    if not all(entry.get(option) for option in ("source", "module", "python_path", "lock")):
+        return []
+    where, source = f"apps.{name}", source_path(entry, root)
+    problems = app_source.check(source, entry["module"], entry["python_path"], where)
+    if source.is_dir() and target is not None:
+        problems += lock.check(source, entry["lock"], target, where)
+    return problems
+
+
+def _is_sized(entry: Mapping[str, Any]) -> bool:
+    numbers = ("workers", "worker_memory_mib", "memory_max_mib", "cpu_quota_percent", "request_timeout")
+    if not all(isinstance(entry.get(option), int) and entry[option] >= _RANGES[option][0] for option in numbers):
+        return False
+    wanted = (entry.get("settings") or {}).get("WEB_CONCURRENCY", 1)
+    database = entry.get("database")
+    return str(wanted).isdigit() and (database is None or isinstance(database.get("pool_max"), int))
+
+
+def _size(
+    entries: Mapping[str, dict[str, Any]],
+    inventory: Inventory,
+    specs: Mapping[str, Options],
+    probe: Mapping[str, Any],
+    settings: Settings,
+    outcome: Outcome,
+) -> None:
+    local_database = any((entry.get("database") or {}).get("placement") == LOCAL for entry in entries.values())
+    size = sizing.Host(
+        cpus=probe["cpus"],
+        cpus_from=probe["cpus_from"],
+        memory_mib=probe["memory_mib"],
+        memory_from=probe["memory_from"],
+        kept_mib=settings.memory_system_mib + (settings.memory_postgresql_mib if local_database else 0),
+    )
+    plans = {name: _plan(entry, inventory, settings) for name, entry in sorted(entries.items())}
+    names = sorted({plan.demand.server for plan in plans.values() if plan.demand})
+    servers = [_server(name, inventory, specs, settings) for name in names]
+    outcome.problems += sizing.choose(list(plans.values()), size, servers)
+    for name, plan in plans.items():
+        outcome.apps.append(_complete(entries[name], plan, size, inventory.root))
+    outcome.host = {
+        "cpus": probe["cpus"],
+        "cpus_from": probe["cpus_from"],
+        "memory_mib": probe["memory_mib"],
+        "memory_from": probe["memory_from"],
+        "memory_apps_mib": sizing.memory_needed(plans.values()),
+        "distribution": host.distribution(probe),
+        "distribution_version": probe["distribution_version"],
+        "architecture": probe["architecture"],
+        "systemd_version": probe["systemd_version"],
+        "python_version": probe["python_version"],
+        "disk_free_mib": probe["disk_free_mib"],
+        "postgresql": probe["postgresql"],
+        "provisioned": probe["provisioned"],
+        "connections": sizing.connection_budgets(list(plans.values()), servers),
+    }
+
+
+def _plan(entry: Mapping[str, Any], inventory: Inventory, settings: Settings) -> sizing.Plan:
+    name = entry["name"]
+    override = entry["settings"].get("WEB_CONCURRENCY") if entry.get("settings") else None
+    fixed_by = f"apps.{name}.workers" if override is None else f"WEB_CONCURRENCY in apps.{name}.settings"
+    database, demand = entry.get("database"), None
+    if isinstance(database, Mapping):
+        external = database["placement"] != LOCAL
+        demand = Demand(
+            server=(_host_of(database["url"]) or "external") if external else LOCAL,
+            hosts=max(1, inventory.hosts_of.get(name, 1)) if external else 1,
+            pool_max=database["pool_max"],
+            migration=settings.connections_migration if database.get("migration") else 0,
+        )
+    return sizing.Plan(
+        name=name,
+        fixed=int(override) if override is not None else entry["workers"],
+        fixed_by=fixed_by,
+        worker_mib=entry["worker_memory_mib"],
+        memory_max_mib=entry["memory_max_mib"],
+        cpu_quota_percent=entry["cpu_quota_percent"],
+        demand=demand,
+    )
+
+
+def _server(name: str, inventory: Inventory, specs: Mapping[str, Options], settings: Settings) -> Server:
+    if name == LOCAL:
+        declared = specs.get("postgresql", {}).get("postgresql_max_connections", {}).get("default")
+        limit = inventory.values.get("postgresql_max_connections") or declared or POSTGRESQL_MAX_CONNECTIONS
+        limited_by = "postgresql_max_connections"
+    else:
+        limit, limited_by = settings.external_max_connections, "preflight_external_max_connections"
+    # A limit that is no number has been reported with its role variable.
+    number = int(limit) if str(limit).isdigit() else POSTGRESQL_MAX_CONNECTIONS
+    return Server(name, number, limited_by, settings.connections_exporter, settings.connections_reserved)
+
+
+def _complete(entry: dict[str, Any], plan: sizing.Plan, size: sizing.Host, root: Path) -> dict[str, Any]:
+    """Return the entry with the names that follow from its own, its settings as text, and the computed keys."""
+    name = entry["name"]
+    done = dict(entry)
+    done["source_path"] = str(source_path(entry, root)) if entry.get("source") else ""
+    done["settings"] = {key: inventory_lint.setting_text(value) for key, value in (entry.get("settings") or {}).items()}
+    done["secrets"] = dict(entry.get("secrets") or {})
+    done["secrets"]["path"] = done["secrets"].get("path") or f"forge/{name}/app"
+    done["secrets"]["approle"] = done["secrets"].get("approle") or f"forge-{name}-app"
+    if entry.get("database"):
+        database = dict(entry["database"])
+        database["name"] = database.get("name") or name
+        if database.get("migration"):
+            migration = dict(database["migration"])
+            migration["path"] = migration.get("path") or f"forge/{name}/migrate"
+            migration["approle"] = migration.get("approle") or f"forge-{name}-migrate"
+            database["migration"] = migration
+        done["database"] = database
+    done["workers"] = {"count": plan.count, "reasons": plan.reasons}
+    done["timeouts"] = dict(timeouts.chain(entry["request_timeout"]))
+    done["limits"] = {
+        "memory_max_mib": sizing.memory_limit(plan, size),
+        "cpu_quota_percent": sizing.cpu_limit(plan, size),
+        "tasks_max": entry["tasks_max"],
+    }
+    return done

@@ -1,0 +1,275 @@
+#!/usr/bin/python
+"""Read what preflight decides on: the distribution, sizes, free disk, listeners and what is provisioned already."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_probe
+short_description: Read the facts that preflight decides on
+description:
+  - Reads the distribution, systemd, usable processors and memory (as cgroups allow them), free disk, listening TCP ports with
+    their owners, and what is provisioned already. It changes nothing and needs nothing but Python.
+options:
+  paths:
+    description: Folders whose free disk is wanted; the nearest existing parent stands in for one that does not exist yet.
+    type: list
+    elements: path
+    default: [/, /srv, /var]
+"""
+
+EXAMPLES = r"""
+- name: Look at the host
+  host_probe:
+  register: looked
+"""
+
+RETURN = r"""
+probe:
+  description: The facts; see preflight's C(forge_host).
+  type: dict
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+from ansible.module_utils.basic import AnsibleModule
+
+MIB = 1024 * 1024
+LISTENING = "0A"  # TCP_LISTEN in include/net/tcp_states.h
+
+
+def read(path: Path) -> str:
+    """Return the content of `path`, or an empty string when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def output(*command: str) -> str:
+    """Return what `command` prints, or an empty string when it does not exist or fails."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""
+
+
+def os_release(root: Path) -> dict[str, str]:
+    """Return the fields of os-release(5)."""
+    text = read(root / "etc/os-release") or read(root / "usr/lib/os-release")
+    fields = (line.partition("=") for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    return {name.strip(): value.strip().strip("\"'") for name, _, value in fields}
+
+
+def systemd_version(root: Path) -> int:
+    """Return systemd's version, 0 where there is none."""
+    for name in ("usr/lib/systemd/systemd", "lib/systemd/systemd"):
+        if (root / name).exists():
+            match = re.match(r"systemd (\d+)", output(str(root / name), "--version"))
+            if match:
+                return int(match.group(1))
+    return 0
+
+
+def python_version() -> str:
+    """Return the version of the distribution's own Python, which is what releases run on."""
+    own = os.path.realpath(sys.executable)
+    system = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if system is None or os.path.realpath(system) == own:
+        return platform.python_version()
+    code = "import platform; print(platform.python_version())"
+    return output(system, "-c", code).strip() or platform.python_version()
+
+
+def controllers(root: Path) -> dict[str, list[Path]]:
+    """Return, for cgroup v2 (key "") and the v1 controllers, the folders whose limits a system service is under.
+
+    Those are `system.slice` and everything above it that this host can see. PID 1 is the anchor: the shell of an SSH session
+    sits in a slice of its own, whose limits say nothing about services.
+    """
+    mounts: dict[str, Path] = {}
+    for line in read(root / "proc/self/mounts").splitlines():
+        fields = line.split()
+        if len(fields) < 4:
+            continue
+        folder = root / fields[1].lstrip("/")
+        if fields[2] == "cgroup2":
+            mounts[""] = folder
+        elif fields[2] == "cgroup":
+            for option in fields[3].split(","):
+                mounts.setdefault(option, folder)
+    found: dict[str, list[Path]] = {}
+    for line in read(root / "proc/1/cgroup").splitlines():
+        _, names, inside = line.split(":", 2)
+        for name in names.split(","):
+            if name not in mounts:
+                continue
+            top = mounts[name]
+            leaf = top / inside.lstrip("/")
+            if leaf.name == "init.scope":
+                leaf = leaf.parent
+            chain = [leaf / "system.slice", leaf, *leaf.parents]
+            found[name] = [folder for folder in chain if folder == top or top in folder.parents]
+    return found
+
+
+def quota(groups: dict[str, list[Path]]) -> Optional[float]:
+    """Return the processors' worth of time that the tightest CPU quota allows, None without one."""
+    allowed = []
+    for folder in groups.get("", []):
+        fields = read(folder / "cpu.max").split()
+        if len(fields) == 2 and fields[0] != "max":
+            allowed.append(int(fields[0]) / int(fields[1]))
+    for folder in groups.get("cpu", []):
+        granted = read(folder / "cpu.cfs_quota_us").strip()
+        period = read(folder / "cpu.cfs_period_us").strip()
+        if granted and period and int(granted) > 0:
+            allowed.append(int(granted) / int(period))
+    return min(allowed) if allowed else None
+
+
+def cpus(groups: dict[str, list[Path]]) -> tuple[float, str]:
+    """Return how many processors a service may use, and what decides that."""
+    cores = os.cpu_count() or 1
+    try:
+        usable = len(os.sched_getaffinity(1))
+    except OSError:
+        usable = len(os.sched_getaffinity(0))
+    granted = quota(groups)
+    if granted is not None and granted < usable:
+        return round(granted, 2), "cgroup quota"
+    return float(usable), "affinity" if usable < cores else "cores"
+
+
+def memory_mib(root: Path, groups: dict[str, list[Path]]) -> tuple[int, str]:
+    """Return the memory that services may use, in MiB, and what decides that."""
+    match = re.search(r"^MemTotal:\s+(\d+) kB", read(root / "proc/meminfo"), re.MULTILINE)
+    total = int(match.group(1)) * 1024 if match else 0
+    limits = []
+    for folder in groups.get("", []):
+        limits.append(read(folder / "memory.max").strip())
+    for folder in groups.get("memory", []):
+        limits.append(read(folder / "memory.limit_in_bytes").strip())
+    # Without a limit v2 says "max", v1 a number near 2**63.
+    granted = min((int(limit) for limit in limits if limit.isdigit()), default=total)
+    if granted < total:
+        return granted // MIB, "cgroup limit"
+    return total // MIB, "memory of the machine"
+
+
+def free_mib(path: Path) -> int:
+    """Return what an unprivileged writer may still use below `path` (or its nearest existing parent), in MiB."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize // MIB
+
+
+def listening_sockets(root: Path) -> dict[str, int]:
+    """Return inode to port of every listening TCP socket, by proc_net_tcp(5)."""
+    sockets = {}
+    for name in ("tcp", "tcp6"):
+        for line in read(root / "proc/net" / name).splitlines()[1:]:
+            fields = line.split()
+            if len(fields) > 9 and fields[3] == LISTENING:
+                sockets[fields[9]] = int(fields[1].rsplit(":", 1)[1], 16)
+    return sockets
+
+
+def listeners(root: Path) -> list[dict[str, Any]]:
+    """Return every listening TCP port with the processes and units that hold it, where they can be read."""
+    sockets = listening_sockets(root)
+    owners: dict[int, set[tuple[str, str]]] = {port: set() for port in sockets.values()}
+    for process in (root / "proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            links = [os.readlink(descriptor) for descriptor in (process / "fd").iterdir()]
+        except OSError:
+            continue  # It ended meanwhile, or belongs to someone else.
+        held = {sockets[link[8:-1]] for link in links if link.startswith("socket:[") and link[8:-1] in sockets}
+        for port in held:
+            owners[port].add((read(process / "comm").strip(), unit_of(read(process / "cgroup"))))
+    return [
+        {
+            "port": port,
+            "processes": sorted({name for name, _ in holding}),
+            "units": sorted({unit for _, unit in holding if unit}),
+        }
+        for port, holding in sorted(owners.items())
+    ]
+
+
+def unit_of(cgroup: str) -> str:
+    """Return the systemd unit that a process belongs to, from its /proc/PID/cgroup."""
+    for line in cgroup.splitlines():
+        for part in reversed(line.split("/")):
+            if part.endswith((".service", ".socket", ".scope")):
+                return part
+    return ""
+
+
+def postgresql(root: Path) -> dict[str, Any]:
+    """Return whether a PostgreSQL of the distribution is installed and running, and its configured `max_connections`."""
+    configured = None
+    for folder in sorted((root / "etc/postgresql").glob("*/*")):
+        version, cluster = folder.parts[-2:]
+        # Later files win, as in the server: main file, its drop-ins, then ALTER SYSTEM.
+        files = [folder / "postgresql.conf", *sorted((folder / "conf.d").glob("*.conf"))]
+        files.append(root / "var/lib/postgresql" / version / cluster / "postgresql.auto.conf")
+        for file in files:
+            for match in re.finditer(r"^\s*max_connections\s*=?\s*'?(\d+)", read(file), re.MULTILINE):
+                configured = int(match.group(1))
+    return {
+        "installed": bool(list((root / "usr/lib/postgresql").glob("*/bin/postgres"))),
+        "running": bool(list((root / "run/postgresql").glob("*.pid"))),
+        "max_connections": configured,
+    }
+
+
+def probe(paths: list[str], root: Path = Path("/")) -> dict[str, Any]:
+    """Return all facts of the host whose file system starts at `root`."""
+    release = os_release(root)
+    groups = controllers(root)
+    usable, cpus_from = cpus(groups)
+    memory, memory_from = memory_mib(root, groups)
+    return {
+        "distribution_id": release.get("ID", ""),
+        "distribution_version": release.get("VERSION_ID", ""),
+        "distribution_name": release.get("PRETTY_NAME", ""),
+        "architecture": platform.machine(),
+        "systemd_version": systemd_version(root),
+        "systemd_running": (root / "run/systemd/system").is_dir(),
+        "python_version": python_version(),
+        "cpus": usable,
+        "cpus_from": cpus_from,
+        "memory_mib": memory,
+        "memory_from": memory_from,
+        "disk_free_mib": {path: free_mib(root / path.lstrip("/")) for path in paths},
+        "listeners": listeners(root),
+        "postgresql": postgresql(root),
+        "provisioned": {
+            "forgectl": (root / "opt/forge/forgectl/bin/forgectl").exists(),
+            "nginx": (root / "usr/sbin/nginx").exists(),
+        },
+    }
+
+
+def main() -> None:
+    """Run as an Ansible module."""
+    module = AnsibleModule(
+        argument_spec={"paths": {"type": "list", "elements": "path", "default": ["/", "/srv", "/var"]}},
+        supports_check_mode=True,
+    )
+    module.exit_json(changed=False, probe=probe(module.params["paths"]))
+
+
+if __name__ == "__main__":
+    main()

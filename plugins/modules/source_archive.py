@@ -1,0 +1,199 @@
+#!/usr/bin/python
+"""Pack the source folder of an app into an archive whose digest depends on nothing but its content."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: source_archive
+short_description: Pack the source folder of an app, the same bytes for the same content
+description:
+  - Writes an uncompressed tar archive with sorted names and fixed times, owners and modes.
+    It is not compressed because the bytes that zlib produces differ between its versions, and the digest names the release.
+  - Inside a git work tree it packs what git tracks and what it does not ignore; elsewhere every file.
+    Caches, virtual environments and files named C(.env*) never get in.
+  - Runs on the control machine. The archive is a cache there and no state of a host, so the module never reports a change.
+options:
+  source:
+    description: Folder to pack.
+    type: path
+    required: true
+  cache_dir:
+    description: Folder for the archives, named by their digest. The newest 20 stay.
+    type: path
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Pack the source
+  source_archive:
+    source: "{{ item.source_path }}"
+    cache_dir: "{{ playbook_dir }}/../.cache/sources"
+  delegate_to: localhost
+  become: false
+"""
+
+RETURN = r"""
+digest:
+  description: SHA-256 of the archive, 64 hexadecimal digits.
+  type: str
+path:
+  description: The archive; in check mode the path that it would have.
+  type: str
+files:
+  description: Number of files in it.
+  type: int
+bytes:
+  description: Size of the archive in bytes.
+  type: int
+"""
+
+import hashlib
+import io
+import os
+import re
+import stat
+import tarfile
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Optional
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.forge.source_files import SourceError, list_files
+
+KEPT_ARCHIVES = 20
+# 1980-01-01, the earliest time that zip-based tools accept.
+MODIFIED = 315532800
+
+
+class Archive(NamedTuple):
+    """What was packed; `size` in bytes."""
+
+    digest: str
+    files: int
+    size: int
+
+
+class Hashing:
+    """A writable file that hashes what passes through, and keeps it only when it has a file behind it."""
+
+    def __init__(self, behind: Optional[BinaryIO]) -> None:
+        self._behind = behind
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        self.size += len(data)
+        if self._behind is not None:
+            self._behind.write(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def pack(source: Path, behind: Optional[BinaryIO] = None) -> Archive:
+    """Write the archive of `source` to `behind`, or only compute its digest.
+
+    Raises:
+        SourceError: the folder has no file, a file that cannot be read, or a link that leads out of it.
+    """
+    names = list_files(source)
+    out = Hashing(behind)
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+        for folder in sorted({str(parent) for name in names for parent in Path(name).parents} - {"."}, key=os.fsencode):
+            member = _member(folder, 0o755)
+            member.type = tarfile.DIRTYPE
+            archive.addfile(member)
+        for name in names:
+            _add(archive, source, name)
+    return Archive(out.hexdigest(), len(names), out.size)
+
+
+def _member(name: str, mode: int) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.mtime = MODIFIED
+    member.mode = mode
+    return member
+
+
+def _add(archive: tarfile.TarFile, source: Path, name: str) -> None:
+    path = source / name
+    try:
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            target = os.readlink(path)
+            if os.path.isabs(target) or os.path.normpath(os.path.join(os.path.dirname(name), target)).startswith(".."):
+                raise SourceError(
+                    f"expected links inside {source} to stay inside it; found {name} -> {target}; "
+                    "replace the link by the file"
+                )
+            member = _member(name, 0o777)
+            member.type = tarfile.SYMTYPE
+            member.linkname = target
+            archive.addfile(member)
+        elif stat.S_ISREG(status.st_mode):
+            content = path.read_bytes()
+            member = _member(name, 0o755 if status.st_mode & stat.S_IXUSR else 0o644)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        else:
+            raise SourceError(
+                f"expected files and links in {source}; found {name}, which is neither; move it out of the source"
+            )
+    except OSError as error:
+        raise SourceError(f"expected to read {path}; found: {error.strerror}; mend its permissions") from error
+
+
+def build(source: Path, cache: Path) -> tuple[Archive, Path]:
+    """Write the archive into `cache` under its digest, atomically, and drop all but the newest archives there."""
+    cache.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=cache, prefix=".packing-")
+    try:
+        with open(handle, "wb") as file:
+            archive = pack(source, file)
+        path = cache / f"{archive.digest}.tar"
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    archives = [entry for entry in cache.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.tar", entry.name)]
+    # Another host's run may prune at the same moment.
+    with suppress(FileNotFoundError):
+        for old in sorted(archives, key=lambda entry: entry.stat().st_mtime, reverse=True)[KEPT_ARCHIVES:]:
+            old.unlink()
+    return archive, path
+
+
+def main() -> None:
+    """Run as an Ansible module."""
+    module = AnsibleModule(
+        argument_spec={
+            "source": {"type": "path", "required": True},
+            "cache_dir": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    source, cache = Path(module.params["source"]), Path(module.params["cache_dir"])
+    if not source.is_dir():
+        module.fail_json(msg=f"expected a folder at {source}; found none; correct `source`")
+    try:
+        if module.check_mode:
+            archive = pack(source)
+            path = cache / f"{archive.digest}.tar"
+        else:
+            archive, path = build(source, cache)
+    except SourceError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=f"expected to write into {cache}; found: {error.strerror}; make it writable for this user")
+    module.exit_json(changed=False, digest=archive.digest, path=str(path), files=archive.files, bytes=archive.size)
+
+
+if __name__ == "__main__":
+    main()
