@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -87,8 +88,11 @@ class Server:
 
     def _alive(self) -> bool:
         assert self._process.poll() is None, self.output()
-        # The socket listens before a worker serves it: the request waits.
-        return self.socket.exists() and self.client.get("/health").status_code == 200
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(self.socket)):
+                return False
+        # It listens before a worker serves it: the request waits.
+        return self.client.get("/health").status_code == 200
 
     def wait(self, seconds: float = 30) -> int:
         """Wait until the master has ended by itself; return its exit code."""
