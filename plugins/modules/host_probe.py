@@ -255,10 +255,8 @@ def probe(paths: list[str], root: Path = Path("/")) -> dict[str, Any]:
         "disk_free_mib": {path: free_mib(root / path.lstrip("/")) for path in paths},
         "listeners": listeners(root),
         "postgresql": postgresql(root),
-        "provisioned": {
-            "forgectl": (root / "opt/forge/forgectl/bin/forgectl").exists(),
-            "nginx": (root / "usr/sbin/nginx").exists(),
-        },
+        # The apps that were released here; none at all means that the host was never provisioned to its end.
+        "released": sorted(state.parent.name for state in (root / "var/lib/forge").glob("*/state.json")),
     }
 
 

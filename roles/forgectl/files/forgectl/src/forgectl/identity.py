@@ -35,7 +35,7 @@ def enrol(layout: Layout, app: App, identity: str, role_id: str, wrapping_token:
             raise SecretsError(
                 "rejected",
                 f"Vault at {app.secrets.address} rejected the role id with its fresh secret id; "
-                f"the role id of {app.name}'s {identity} identity in the inventory is not that of the secret id's AppRole",
+                f"the role id of the {identity} identity in the inventory is not that of the secret id's AppRole",
             ) from None
     finally:
         server.close()
@@ -56,7 +56,7 @@ def fetch(layout: Layout, app: App, identity: str) -> dict[str, Any]:
         if not path.exists():
             raise SecretsError(
                 "missing",
-                f"expected the sealed {part} of {app.name}'s {identity} identity in {path}; found none; run site.yml",
+                f"expected the sealed {part} of the {identity} identity in {path}; found none; run site.yml",
             )
         try:
             found[part] = systemd.decrypt(path, part)

@@ -69,7 +69,9 @@ def stop(layout: Layout, slot: str) -> None:
     then the socket. Stopping only the service first would let a late connection start it again; closing the listener
     while the service still answers would reset whatever waits in its queue.
     """
-    systemd.stop(layout.socket_unit(slot), layout.service(slot))
+    # A slot that never ran a release has no [Service] body, so systemd does not even load its service.
+    service = [layout.service(slot)] if layout.drop_in(slot).exists() else []
+    systemd.stop(layout.socket_unit(slot), *service)
 
 
 def deadline(app: App, starts: list[float]) -> float:

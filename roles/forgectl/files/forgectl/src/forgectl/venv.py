@@ -50,7 +50,8 @@ def build(layout: Layout, lock: Path, group: int) -> str:
         python = folder / "bin" / "python"
         script = (
             f'"{uv}" venv --quiet --allow-existing --python "{os.path.realpath(sys.executable)}" "{folder}" && '
-            f'"{uv}" pip sync --quiet --require-hashes --link-mode copy --compile-bytecode --python "{python}" "{copied}"'
+            f'"{uv}" pip sync --quiet --require-hashes --link-mode copy --compile-bytecode --python "{python}" '
+            f'"{copied}"'
         )
         systemd.run_sandboxed(
             ["/bin/sh", "-c", script],
