@@ -6,6 +6,7 @@ file's content only says who holds it, and means nothing while nobody does.
 
 import fcntl
 import os
+import pwd
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ class Holder(msgspec.Struct, frozen=True):
 
 def person() -> str:
     """Who called: the person behind sudo, or the user."""
-    return os.environ.get("SUDO_USER") or os.environ.get("USER") or f"uid {os.getuid()}"
+    return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
 
 
 @contextmanager
