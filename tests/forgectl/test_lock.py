@@ -1,0 +1,89 @@
+"""lock.py with real processes."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import SOURCE
+from forgectl import lock
+from forgectl.errors import Locked
+from forgectl.layout import Layout
+
+HOLD = """
+import sys, time; from pathlib import Path; from forgectl import lock; from forgectl.layout import Layout
+with lock.hold(Layout("inbox", Path(sys.argv[1])), "release"):
+    print("held", flush=True); time.sleep(60)
+"""
+
+
+def hold_elsewhere(layout: Layout) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(layout.root)],
+        env={"PYTHONPATH": str(SOURCE), "SUDO_USER": "alice"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_second_is_told_who_holds_it(layout: Layout) -> None:
+    process = hold_elsewhere(layout)
+    with pytest.raises(Locked, match=rf"release by alice, process {process.pid}, since \d+ s"), lock.hold(layout, "x"):
+        pass
+    assert str(lock.holder(layout)).startswith("release by alice")
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_holder_that_ends_leaves_nothing_behind(layout: Layout, number: signal.Signals) -> None:
+    process = hold_elsewhere(layout)
+    process.send_signal(number)
+    process.wait()
+    assert lock.holder(layout) is None
+    with lock.hold(layout, "next"):
+        found = lock.holder(layout)
+        assert found is not None
+        assert found.reason == "next"
+    assert lock.holder(layout) is None
+
+
+def test_children_do_not_inherit_it(layout: Layout) -> None:
+    with lock.hold(layout, "release"):
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+    try:
+        with lock.hold(layout, "next"):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_looking_does_not_count_as_holding(layout: Layout) -> None:
+    with lock.hold(layout, "first"):
+        pass
+    looker = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from forgectl import lock; from forgectl.layout import Layout\n"
+            "print('on', flush=True)\nwhile True: lock.holder(Layout('inbox', Path(sys.argv[1])))",
+            str(layout.root),
+        ],
+        env={"PYTHONPATH": str(SOURCE)},
+        stdout=subprocess.PIPE,
+    )
+    assert looker.stdout is not None
+    looker.stdout.readline()
+    ends = time.monotonic() + 1
+    try:
+        while time.monotonic() < ends:
+            with lock.hold(layout, "release"):
+                pass
+    finally:
+        looker.kill()
+        looker.wait()
