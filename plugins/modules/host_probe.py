@@ -255,6 +255,8 @@ def probe(paths: list[str], root: Path = Path("/")) -> dict[str, Any]:
         "disk_free_mib": {path: free_mib(root / path.lstrip("/")) for path in paths},
         "listeners": listeners(root),
         "postgresql": postgresql(root),
+        # A fresh image has none, and its empty folder looks as new as the image.
+        "package_lists": any((root / "var/lib/apt/lists").glob("*Packages*")),
         # The apps that were released here; none at all means that the host was never provisioned to its end.
         "released": sorted(state.parent.name for state in (root / "var/lib/forge").glob("*/state.json")),
     }

@@ -291,6 +291,7 @@ def _size(
         "python_version": probe["python_version"],
         "disk_free_mib": probe["disk_free_mib"],
         "postgresql": probe["postgresql"],
+        "package_lists": probe["package_lists"],
         "released": probe["released"],
         "connections": sizing.connection_budgets(list(plans.values()), servers),
     }
