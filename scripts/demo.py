@@ -58,11 +58,11 @@ class Progress:
         self.number = 0
         self.terminal = sys.stdout.isatty()
         self.detail = ""
-        self.began = time.monotonic()
+        self.notes: list[str] = []
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
-        """Show a step, and how long it took once it is done."""
+        """Show a step, and once it is done how long it took and what was noted meanwhile."""
         self.number += 1
         self.detail = ""
         start = time.monotonic()
@@ -77,11 +77,17 @@ class Progress:
         except BaseException:
             done.set()
             ticker.join()
-            self._show(f"{label:<58} stopped after {time.monotonic() - start:.1f} s", end="\n")
+            self._end(f"{label:<58} stopped after {time.monotonic() - start:.1f} s")
             raise
         done.set()
         ticker.join()
-        self._show(f"{label:<58} {time.monotonic() - start:6.1f} s", end="\n")
+        self._end(f"{label:<58} {time.monotonic() - start:6.1f} s")
+
+    def _end(self, line: str) -> None:
+        self._show(line, end="\n")
+        for note in self.notes:
+            print(f"      {note}", flush=True)
+        self.notes.clear()
 
     def _tick(self, label: str, start: float, done: threading.Event) -> None:
         shown = ""
@@ -217,7 +223,7 @@ def as_root() -> list[str]:
     return [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
 
 
-def choose_ports() -> dict[int, int]:
+def choose_ports(notes: list[str]) -> dict[int, int]:
     """Take the ports that the host has already; for a new host the usual ones, or free ones in their place."""
     present = podman("container", "inspect", "--format", "{{json .HostConfig.PortBindings}}", CONTAINER, check=False)
     if present:
@@ -236,7 +242,7 @@ def choose_ports() -> dict[int, int]:
                 probe.bind(("127.0.0.1", 0))
             chosen[port] = probe.getsockname()[1]
         if chosen[port] != preferred:
-            print(f"      Port {preferred} is taken; using {chosen[port]} instead.", flush=True)
+            notes.append(f"Port {preferred} is taken, so {chosen[port]} stands in for it.")
     return chosen
 
 
@@ -302,7 +308,7 @@ class Demo:
         return self.runner.finish(image, image_log, "an image to boot").strip().splitlines()[-1]
 
     def _boot(self) -> None:
-        self.ports = choose_ports()
+        self.ports = choose_ports(self.progress.notes)
         platform = {
             "name": HOST,
             "distribution": self.distribution,
@@ -366,8 +372,7 @@ class Demo:
         output = self.runner.run(command, STATE / "site.log", "a provisioned host")
         recap = re.search(r"ok=(\d+)\s+changed=(\d+)", output)
         if recap:
-            self.progress.detail = f"ok={recap[1]} changed={recap[2]}"
-            print(f"{'':6}{recap[1]} tasks, {recap[2]} changed; output in {STATE / 'site.log'}", flush=True)
+            self.progress.notes.append(f"{recap[1]} tasks, {recap[2]} changed; output in {STATE / 'site.log'}")
 
     def _event(self) -> None:
         sent = {"type": "demo.posted", "payload": {"said": "hello"}}
