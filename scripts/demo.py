@@ -175,7 +175,8 @@ class Runner:
 def environment() -> dict[str, str]:
     """Environment of every command: the virtual environment first, no proxy to the demo's own hosts."""
     result = dict(os.environ)
-    result["PATH"] = f"{VENV}:{result['PATH']}"
+    # A user's path may lack what root's commands need, as podman does iptables.
+    result["PATH"] = f"{VENV}:{result['PATH']}:/usr/sbin:/sbin"
     result["ANSIBLE_NOCOLOR"] = "1"
     direct = "localhost,.localhost,127.0.0.1,10.0.0.0/8"
     for name in ("no_proxy", "NO_PROXY"):
@@ -284,7 +285,7 @@ class Demo:
         with self.progress.step(f"Python packages and the image of a {self.distribution} host"):
             image = self._prepare()
         with self.progress.step("Throwaway host"):
-            self._boot()
+            self._boot(image)
         with self.progress.step("Vault-API server with TLS"):
             self._vault(image)
         if self.provision:
@@ -307,7 +308,7 @@ class Demo:
         self.runner.finish(venv, venv_log, "a virtual environment from requirements.txt")
         return self.runner.finish(image, image_log, "an image to boot").strip().splitlines()[-1]
 
-    def _boot(self) -> None:
+    def _boot(self, image: str) -> None:
         self.ports = choose_ports(self.progress.notes)
         platform = {
             "name": HOST,
@@ -321,37 +322,34 @@ class Demo:
             *("--extra-vars", json.dumps(variables)),
             str(SHARED / "create.yml"),
         ]
-        if self._booted(command):
+        stamp = STATE / "booted.json"
+        # The host that runs may be the one that this command would make: no need to ask Ansible.
+        if stamp.exists() and json.loads(stamp.read_text()) == self._boot_inputs(command, image):
             return
-        owner = f"{os.getuid()}:{os.getgid()}"
+        sudo = []
         if os.geteuid():
             # As a whole: Ansible runs its tasks without a terminal, where sudo would ask for the password again.
-            path = environment()["PATH"]
-            command = [*as_root(), "--preserve-env", "env", f"PATH={path}", *command]
-        self.runner.run(command, STATE / "create.log", "a host that boots")
-        if os.geteuid():
-            subprocess.run([*as_root(), "chown", "--recursive", owner, str(STATE)], check=True)
-        self._remember(command)
+            settings = [f"PATH={environment()['PATH']}", "PYTHONDONTWRITEBYTECODE=1"]
+            sudo = [*as_root(), "--preserve-env", "--set-home", "env", *settings]
+        try:
+            self.runner.run([*sudo, *command], STATE / "create.log", "a host that boots")
+        finally:
+            if os.geteuid():
+                owner = f"{os.getuid()}:{os.getgid()}"
+                subprocess.run([*as_root(), "chown", "--recursive", owner, str(STATE)], check=True)
         write_if_changed(
             STATE / "ssh_config",
             f"Host {HOST}\n  HostName 127.0.0.1\n  Port {self.ports[22]}\n  User admin\n"
             f"  IdentityFile {STATE}/id_ed25519\n  IdentitiesOnly yes\n  UserKnownHostsFile {STATE}/known_hosts\n",
         )
+        write_if_changed(stamp, json.dumps(self._boot_inputs(command, image)))
 
-    def _booted(self, command: list[str]) -> bool:
-        """Tell whether the host that this command makes is the one that runs, which saves asking Ansible."""
-        stamp = STATE / "booted.json"
-        return stamp.exists() and json.loads(stamp.read_text()) == self._boot_inputs(command)
-
-    def _remember(self, command: list[str]) -> None:
-        write_if_changed(STATE / "booted.json", json.dumps(self._boot_inputs(command)))
-
-    def _boot_inputs(self, command: list[str]) -> list[str]:
+    def _boot_inputs(self, command: list[str], image: str) -> list[str]:
         # A host that was stopped, started or made again since has another time or none.
         state = "{{.Id}} {{.State.Running}} {{.State.StartedAt}}"
         running = podman("container", "inspect", "--format", state, CONTAINER, check=False)
-        parts = [(SHARED / name).read_text() for name in ("image", "create.yml", "provide")]
-        return [running, hashlib.sha256("\0".join([*command, *parts]).encode()).hexdigest()]
+        parts = [(SHARED / name).read_text() for name in ("create.yml", "provide")]
+        return [running, hashlib.sha256("\0".join([image, *command, *parts]).encode()).hexdigest()]
 
     def _vault(self, image: str) -> None:
         command = [
@@ -427,6 +425,12 @@ class Demo:
         )
 
 
+def images() -> list[str]:
+    """List the tags of the images that hosts are booted from."""
+    listed = podman("images", "--format", "{{.Repository}}:{{.Tag}}").split()
+    return sorted(image for image in listed if image.startswith(f"{IMAGES}:"))
+
+
 def down() -> None:
     """Remove containers, network, volumes, images and files of the demo."""
     if PODMAN.exists() and shutil.which("podman"):
@@ -434,12 +438,10 @@ def down() -> None:
         podman("rm", "--force", "--ignore", "--time", "0", "--volumes", CONTAINER, VAULT)
         podman("volume", "rm", "--force", VAULT, check=False)
         podman("network", "rm", "--force", NETWORK, check=False)
-        listed = podman("images", "--quiet", "--no-trunc", "--filter", f"reference={IMAGES}")
-        for image in sorted(set(listed.split())):
+        for image in images():
             podman("rmi", image, check=False)  # refused, and rightly so, while a scenario's host runs on it
-        left = podman("images", "--format", "{{.Repository}}:{{.Tag}}", "--filter", f"reference={IMAGES}")
-        if left:
-            print(f"Kept, because other hosts run on it: {left}")
+        if left := images():
+            print(f"Kept, because other hosts run on it: {', '.join(left)}")
     shutil.rmtree(STATE, ignore_errors=True)
     for path in (ROOT / ".cache").glob("image-*"):
         subprocess.run([*as_root(), "rm", "--recursive", "--force", "--one-file-system", str(path)], check=True)
