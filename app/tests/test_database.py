@@ -88,7 +88,7 @@ def test_a_worker_boots_without_the_database_and_finds_it_later(cluster: Cluster
             assert line["message"].startswith("database unavailable: FileNotFoundError")
         finally:
             cluster.start()
-        assert server.ready() == 200
+        eventually(lambda: server.ready() == 200)
         assert server.post("k1").status_code == 201
 
 
@@ -114,7 +114,7 @@ def test_an_outage_halts_nothing_and_heals_by_itself(cluster: Cluster, database:
                 assert server.client.get("/health").status_code == 200
             finally:
                 cluster.start()
-            assert server.ready() == 200
+            eventually(lambda: server.ready() == 200)
             assert server.post("k2", 2).status_code == 201
             # The stream was idle and stayed open.
             assert sse.payload() == 2
@@ -131,6 +131,6 @@ def test_an_outage_halts_nothing_and_heals_by_itself(cluster: Cluster, database:
             assert [line for line in server.logged(level="ERROR") if "is marked 'staging'" in line["message"]]
         finally:
             cluster.admin(f"ALTER DATABASE {database} SET forge.environment = 'production'")
-        assert server.ready() == 200
+        eventually(lambda: server.ready() == 200)
         assert len(server.logged(message="worker started")) == 2
         assert "Traceback" not in server.output()

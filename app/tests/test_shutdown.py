@@ -51,12 +51,12 @@ async def test_streams_end_requests_finish_and_the_lifespan_ends(cluster: Cluste
                 socket.recv(10)
             assert caught.value.rcvd is not None
             assert caught.value.rcvd.code == 1012
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 5  # of the 20 s that Gunicorn would wait
             assert not answers
 
             await transaction.rollback()
             assert server.wait() == 0
-            assert time.monotonic() - started < 4
+            assert time.monotonic() - started < 10
             writing.join()
             assert [answer.status_code for answer in answers] == [201]
             assert server.logged(message="worker stopped")

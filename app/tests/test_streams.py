@@ -50,14 +50,14 @@ def test_notifications_wake_streams_long_before_the_next_poll(server: Server) ->
         sse.next()
         socket.recv(10)
         started = time.monotonic()
-        for number in range(10):
+        for number in range(20):
             with server.another_client() as other:
                 assert other.post(
                     "/v1/events", json={"type": "t", "payload": number}, headers={"Idempotency-Key": f"k{number}"}
                 ).is_success
             assert sse.payload() == number
             assert json.loads(socket.recv(10))["event"]["payload"] == number
-        assert time.monotonic() - started < 10 * POLL_S / 4
+        assert time.monotonic() - started < 20 * POLL_S / 4
 
 
 def test_resuming_continues_where_the_client_was(server: Server) -> None:

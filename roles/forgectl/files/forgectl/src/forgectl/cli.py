@@ -44,7 +44,10 @@ def main() -> NoReturn:
     try:
         code = forgectl.main(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("forgectl: interrupted; what served before still serves, and the next command tidies up", err=True)
+        click.echo(
+            "forgectl: interrupted; the app still serves, and the next command completes or undoes what is left",
+            err=True,
+        )
         code = INTERRUPTED
     except click.ClickException as error:
         error.show()
@@ -54,8 +57,6 @@ def main() -> NoReturn:
         if "--json" in sys.argv:
             _print_json({"changed": False, "error": str(error), "exit_code": error.exit_code})
         code = error.exit_code
-    except KeyboardInterrupt:
-        code = INTERRUPTED
     sys.exit(code if isinstance(code, int) else 0)
 
 

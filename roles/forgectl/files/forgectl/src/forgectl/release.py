@@ -202,7 +202,13 @@ class _Cutover:
             return
         slots.stop(self._layout, operation.slot)
         self._state.operation = None
-        reason = str(error).splitlines()[0] if isinstance(error, ForgeError) else type(error).__name__
+        reason = (
+            str(error).splitlines()[0]
+            if isinstance(error, ForgeError)
+            else "interrupted"
+            if isinstance(error, KeyboardInterrupt)
+            else type(error).__name__
+        )
         self._state.record(Entry(name, now(), person(), "failed", self._phases, reason))
         state.save(self._layout, self._state)
 
