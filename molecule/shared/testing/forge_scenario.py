@@ -20,10 +20,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     Raises:
         pytest.UsageError: no test was collected below the scenario's folder.
     """
-    directory = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]).resolve()
-    if not any(directory in item.path.resolve().parents for item in session.items):
+    tests = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "tests"
+    # A scenario may borrow the tests of another by a symlink.
+    if not any(tests.resolve() in item.path.resolve().parents for item in session.items):
         raise pytest.UsageError(
-            f"Expected: tests of the scenario in {directory / 'tests'}. Found: none. Do: add a test_*.py with a test."
+            f"Expected: tests of the scenario in {tests}. Found: none. Do: add a test_*.py with a test."
         )
 
 
