@@ -4,6 +4,8 @@ SHELL := /bin/bash
 DISTRO ?= trixie
 export DISTRO
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Where it is set, as in many containers, every ansible-playbook would compile Ansible anew: seconds each time.
+export PYTHONDONTWRITEBYTECODE :=
 
 APP_VENV := .cache/app-venv
 SHELL_SCRIPTS = $(shell git grep -lE '^#!/(usr/bin/env bash|bin/(ba)?sh)' -- ':!*.j2' ':!*.md')
