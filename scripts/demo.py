@@ -385,10 +385,12 @@ class Demo:
 
     @property
     def url(self) -> str:
+        """Where the app answers."""
         return f"https://{DOMAIN}:{self.ports[443]}"
 
     @property
     def ca_file(self) -> Path:
+        """Certificate of the authority that signed the app's."""
         return STATE / "tls" / "ca.pem"
 
     def _curl(self, *arguments: str) -> dict[str, object]:

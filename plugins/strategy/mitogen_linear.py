@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from ansible_mitogen import module_finder
-from ansible_mitogen.strategy import StrategyMixin
-
 import ansible.collections.list
 import ansible.plugins.strategy.linear
+from ansible_mitogen import module_finder
+from ansible_mitogen.strategy import StrategyMixin
 
 # Mitogen asks both questions again for every task, in processes that forget the answers. Together they cost more than
 # the tasks: with the hundred collections of the `ansible` package a run without changes takes 29 s instead of 12 s.
@@ -17,5 +16,5 @@ ansible.collections.list.list_collection_dirs = lambda *_arguments, **_options: 
 module_finder.compile = cache(compile)  # the same helper modules, for each Ansible module that imports them
 
 
-class StrategyModule(StrategyMixin, ansible.plugins.strategy.linear.StrategyModule):
+class StrategyModule(StrategyMixin, ansible.plugins.strategy.linear.StrategyModule):  # type: ignore[misc] # untyped
     """Runs every task of a host inside one Python process that stays up on it."""

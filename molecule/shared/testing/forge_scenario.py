@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Generator
+import ssl
+import time
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from testinfra.host import Host  # type: ignore[import-untyped]
+from testinfra.host import Host
 
 JOURNAL_LINES = 40
 WATCHED = pytest.StashKey[list[str]]()
@@ -38,6 +42,68 @@ def unit(host: Host, request: pytest.FixtureRequest) -> Callable[[str], Any]:
         return host.service(name)
 
     return look_up
+
+
+class ToHost(httpx.HTTPTransport):
+    """Connects to one address, whatever name a URL has; the certificate is still checked against that name."""
+
+    def __init__(self, address: str, **options: Any) -> None:
+        self._address = address
+        super().__init__(**options)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request to the address."""
+        request.extensions["sni_hostname"] = request.url.host
+        request.url = request.url.copy_with(host=self._address)
+        return super().handle_request(request)
+
+
+def https_client(host: Host, **options: Any) -> httpx.Client:
+    """Make a client on the control machine that trusts the CA of the scenario and nothing else."""
+    variables = host.ansible.get_variables()
+    trust = ssl.create_default_context(cafile=Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "tls" / "ca.pem")
+    return httpx.Client(
+        base_url=f"https://{variables['apps']['inbox']['domain']}",
+        transport=ToHost(variables["ansible_host"], verify=trust, **options),
+        timeout=30,
+    )
+
+
+@pytest.fixture
+def client(host: Host) -> Iterator[httpx.Client]:
+    """A client of the app through Nginx and TLS."""
+    with https_client(host) as opened:
+        yield opened
+
+
+@pytest.fixture
+def status(host: Host) -> Callable[[], dict[str, Any]]:
+    """Ask forgectl for the state of the app."""
+
+    def ask() -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(host.check_output("forgectl status inbox --json"))
+        return answer
+
+    return ask
+
+
+@pytest.fixture
+def live(status: Callable[[], dict[str, Any]], unit: Callable[[str], Any]) -> str:
+    """The full name of the service in the live slot; if the test fails, its journal is part of the report."""
+    return str(unit(f"inbox@{status()['live']['slot']}.service").name)
+
+
+def until(holds: Callable[[], Any], seconds: float, every: float = 0.1) -> Any:
+    """Wait until something holds, and return what it says.
+
+    Raises:
+        AssertionError: it did not hold within `seconds`.
+    """
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"still {found!r} after {seconds} s"
+        time.sleep(every)
+    return found
 
 
 @pytest.hookimpl(wrapper=True)

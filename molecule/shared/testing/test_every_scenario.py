@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from testinfra.host import Host  # type: ignore[import-untyped]
+from testinfra.host import Host
 
 
 def test_host_is_well(host: Host) -> None:

@@ -12,7 +12,17 @@ from .problems import Problem
 from .source_files import SourceError, list_files
 
 _MODULE = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<object>.+)")
-_NOT_APPS = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.JoinedStr, ast.ListComp, ast.DictComp, ast.SetComp)
+_NOT_APPS = (
+    ast.Constant,
+    ast.List,
+    ast.Tuple,
+    ast.Set,
+    ast.Dict,
+    ast.JoinedStr,
+    ast.ListComp,
+    ast.DictComp,
+    ast.SetComp,
+)
 _ASGI_ARGUMENTS = 3  # scope, receive, send
 _FRAMEWORKS = frozenset({"FastAPI", "Starlette", "Quart", "Litestar", "BlackSheep", "Sanic", "Falcon", "App"})
 _DEEPEST_IMPORT = 5
@@ -96,8 +106,8 @@ def parse_target(text: str) -> Target | None:
 def check(source: Path, module: str, python_path: str, where: str) -> list[Problem]:
     """Return what is wrong with the source folder of an app; `where` names the app's entry.
 
-    The module is found and parsed, its top-level names are looked up, imports inside the source are followed. What comes from an
-    installed package, or from a star import that cannot be followed, is believed.
+    The module is found and parsed, its top-level names are looked up, imports inside the source are followed. What
+    comes from an installed package, or from a star import that cannot be followed, is believed.
     """
     if not source.is_dir():
         return [
@@ -148,7 +158,9 @@ def _check_target(source: Path, root: Path, target: Target, shipped: set[str], w
                 where,
                 f"a module {target.module} below {root}",
                 f"no such file; ASGI apps there: {', '.join(candidates) or 'none'}",
-                f"use `{candidates[0]}`" if candidates else "correct `module`, or `python_path` if the package lies elsewhere",
+                f"use `{candidates[0]}`"
+                if candidates
+                else "correct `module`, or `python_path` if the package lies elsewhere",
             )
         ]
     inside = file.relative_to(source).as_posix() if file.is_relative_to(source) else file.as_posix()
@@ -273,7 +285,7 @@ def _called(node: ast.Call) -> str:
 
 
 def _apps_below(source: Path, root: Path, shipped: set[str]) -> list[str]:
-    found = []
+    found: list[str] = []
     for name in sorted(shipped)[: 10 * _MOST_MODULES_SEARCHED]:
         file = source / name
         if not name.endswith(".py") or not file.is_relative_to(root) or len(found) > _MOST_MODULES_SEARCHED:

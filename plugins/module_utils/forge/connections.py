@@ -82,8 +82,9 @@ def budget(server: Server, demands: Sequence[tuple[str, int, Demand]]) -> Budget
 def arithmetic(server: Server, demands: Sequence[tuple[str, int, Demand]]) -> str:
     """Return the sum in words that an operator can follow."""
     parts = [
-        f"{app}: {demand.hosts} hosts x {workers} workers x {SLOTS} slots x ({demand.pool_max} pool_max + {LISTENER} listener)"
-        f" = {demand.workers_need(workers)}, + {demand.migration} for migrations"
+        f"{app}: {demand.hosts} hosts x {workers} workers x {SLOTS} slots x "
+        f"({demand.pool_max} pool_max + {LISTENER} listener) = {demand.workers_need(workers)}, "
+        f"+ {demand.migration} for migrations"
         for app, workers, demand in demands
     ]
     return "; ".join([*parts, f"+ {server.exporter} exporter + {server.reserved} reserved"])

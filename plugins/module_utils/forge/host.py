@@ -95,7 +95,9 @@ def _ports(probe: Mapping[str, Any], ports: Sequence[int]) -> list[Problem]:
                 f"port {listener['port']} of the host",
                 "free, or held by nginx",
                 f"held by {holder}" + (f" ({', '.join(units)})" if units else ""),
-                f"stop it: systemctl disable --now {unit}" if unit else f"find it with `ss -ltnp sport = :{listener['port']}` and stop it",
+                f"stop it: systemctl disable --now {unit}"
+                if unit
+                else f"find it with `ss -ltnp sport = :{listener['port']}` and stop it",
             )
         )
     return problems

@@ -17,14 +17,14 @@ _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LONGEST_DOMAIN = 253
 
-# An app's name becomes a user, a group, a database and a template unit. These are users and template units of the supported
-# distributions and of this product.
+# An app's name becomes a user, a group, a database and a template unit. These are users and template units of the
+# supported distributions and of this product.
 RESERVED_NAMES = frozenset(
     """
-    root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc gnats nobody sshd messagebus polkitd
-    postgres postgresql nginx ssh ssl-cert sudo adm tty disk kmem dialout fax voice cdrom floppy tape audio dip operator src
-    shadow utmp video sasl plugdev staff users nogroup input sgx kvm render crontab netdev landscape pollinate syslog uuidd tcpdump tss
-    lxd admin ubuntu debian vault openbao haproxy prometheus forge forgectl
+    root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc gnats nobody sshd messagebus
+    polkitd postgres postgresql nginx ssh ssl-cert sudo adm tty disk kmem dialout fax voice cdrom floppy tape audio dip
+    operator src shadow utmp video sasl plugdev staff users nogroup input sgx kvm render crontab netdev landscape
+    pollinate syslog uuidd tcpdump tss lxd admin ubuntu debian vault openbao haproxy prometheus forge forgectl
     user getty serial-getty container-getty console-getty autovt modprobe logrotate cron dbus
     blue green live
     """.split()
@@ -116,7 +116,8 @@ def _punycode(domain: str) -> str:
 def setting_problems(name: str, entry: Mapping[str, Any], raw_settings: Any) -> list[Problem]:
     """Return what is wrong with the plain settings of an app.
 
-    `raw_settings` are the same before templating and decryption: a value that was encrypted there would be in plain text on the host.
+    `raw_settings` are the same before templating and decryption: a value that was encrypted there would be in plain
+    text on the host.
     """
     where = f"apps.{name}.settings"
     problems: list[Problem] = []
@@ -141,7 +142,9 @@ def setting_problems(name: str, entry: Mapping[str, Any], raw_settings: Any) -> 
         elif secret_scan.is_secret_name(variable) and secret_scan.holds_value(value):
             problems.append(_secret_problem(here, "a value under the name of a secret", name, variable))
         elif isinstance(raw_settings, Mapping) and is_encrypted(raw_settings.get(variable)):
-            problems.append(_secret_problem(here, "a value that ansible-vault decrypts, plain on the host", name, variable))
+            problems.append(
+                _secret_problem(here, "a value that ansible-vault decrypts, plain on the host", name, variable)
+            )
         elif value is None:
             problems.append(Problem(here, "a value", "nothing (null)", "set it or remove the line"))
         elif isinstance(value, str) and "\0" in value:
@@ -175,8 +178,8 @@ def _secret_problem(where: str, found: str, name: str, variable: str) -> Problem
         where,
         "no secret in plain text",
         found,
-        f"put the value into Vault, map `{variable}: <key>` under apps.{name}.secrets.variables, and treat it as leaked "
-        "if it was ever committed",
+        f"put the value into Vault, map `{variable}: <key>` under apps.{name}.secrets.variables, and treat it as "
+        "leaked if it was ever committed",
     )
 
 
@@ -228,7 +231,9 @@ def unknown_variable_problems(names: list[str], specs: Mapping[str, Options]) ->
     for name in sorted(set(names) - known):
         prefix, _, rest = name.partition("_")
         if prefix in specs:
-            near = nearest(name, (option for option in known if option.startswith(f"{prefix}_"))) or nearest(name, known)
+            near = nearest(name, (option for option in known if option.startswith(f"{prefix}_"))) or nearest(
+                name, known
+            )
         else:
             meant = nearest(prefix, specs)
             near = f"{meant}_{rest}" if meant and f"{meant}_{rest}" in known else None
@@ -305,14 +310,17 @@ def secret_values(apps: Any, raw: Mapping[str, Any]) -> set[str]:
             continue
         settings, secrets = entry.get("settings"), entry.get("secrets")
         if isinstance(settings, Mapping):
-            found |= {str(v) for k, v in settings.items() if secret_scan.is_secret_name(str(k)) and secret_scan.holds_value(v)}
+            found |= {
+                str(v) for k, v in settings.items() if secret_scan.is_secret_name(str(k)) and secret_scan.holds_value(v)
+            }
         variables = secrets.get("variables") if isinstance(secrets, Mapping) else None
         if isinstance(variables, Mapping):
             found |= {key for key in variables.values() if isinstance(key, str) and secret_scan.looks_like_value(key)}
     for name, value in raw.items():
-        if isinstance(value, str) and not secret_scan.is_template(value):
-            if secret_scan.is_secret_variable(name) or secret_scan.shape(value):
-                found.add(value)
+        if not isinstance(value, str) or secret_scan.is_template(value):
+            continue
+        if secret_scan.is_secret_variable(name) or secret_scan.shape(value):
+            found.add(value)
     return found
 
 

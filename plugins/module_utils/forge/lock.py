@@ -21,7 +21,15 @@ from .problems import Problem
 SERVER_PACKAGES = ("gunicorn", "uvicorn-worker")
 _HASH = re.compile(r"\s--hash[=\s]\s*\w+:[0-9a-fA-F]+")
 _OPTION = re.compile(r"\s--[\w-]+.*$")
-_HARMLESS_OPTIONS = ("--require-hashes", "--only-binary", "--no-binary", "--prefer-binary", "--index-url", "-i ", "--extra-index-url")
+_HARMLESS_OPTIONS = (
+    "--require-hashes",
+    "--only-binary",
+    "--no-binary",
+    "--prefer-binary",
+    "--index-url",
+    "-i ",
+    "--extra-index-url",
+)
 _SHOWN = 6
 
 
@@ -96,7 +104,9 @@ def check(source: Path, lock: str, target: Target, where: str) -> list[Problem]:
     manifest = source / "pyproject.toml"
     if not file.is_file():
         return [
-            Problem(f"{where}.lock", f"a hash-pinned lock at {file}", "no such file", f"write it with {lock_command(lock)}")
+            Problem(
+                f"{where}.lock", f"a hash-pinned lock at {file}", "no such file", f"write it with {lock_command(lock)}"
+            )
         ]
     text = file.read_text(encoding="utf-8", errors="replace")
     if shape := secret_scan.shape(text):
@@ -121,13 +131,21 @@ def _pinned(pins: list[Pin], strange: list[str], where: str, lock: str) -> list[
     problems = []
     if strange:
         problems.append(
-            Problem(where, "every line pinned with `==`", f"not pinned: {_some(strange)}", f"write it with {lock_command(lock)}")
+            Problem(
+                where,
+                "every line pinned with `==`",
+                f"not pinned: {_some(strange)}",
+                f"write it with {lock_command(lock)}",
+            )
         )
     bare = [pin.name for pin in pins if not pin.hashed]
     if bare:
         problems.append(
             Problem(
-                where, "a hash for every package", f"without a hash: {_some(bare)}", f"write it with {lock_command(lock)}"
+                where,
+                "a hash for every package",
+                f"without a hash: {_some(bare)}",
+                f"write it with {lock_command(lock)}",
             )
         )
     return problems

@@ -227,9 +227,10 @@ def _host_of(url: Any) -> str | None:
     """Return host and port of a database URL."""
     try:
         parts = urlsplit(str(url or ""))
-        return f"{parts.hostname}:{parts.port or POSTGRESQL_PORT}" if parts.hostname else None
+        port = parts.port or POSTGRESQL_PORT
     except ValueError:
         return None
+    return f"{parts.hostname}:{port}" if parts.hostname else None
 
 
 def source_path(entry: Mapping[str, Any], root: Path) -> Path:

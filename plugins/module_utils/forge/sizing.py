@@ -1,7 +1,8 @@
 """Worker counts and limits of all apps of a host together, each with the reasons for it.
 
-Async workers start low: one a core, two to four. The memory of the host and the connections of the database server then lower the
-counts that were left to choice; a count that the inventory sets is never changed, only refused when it does not fit.
+Async workers start low: one a core, two to four. The memory of the host and the connections of the database server then
+lower the counts that were left to choice; a count that the inventory sets is never changed, only refused when it does
+not fit.
 """
 
 from __future__ import annotations
@@ -140,7 +141,9 @@ def _lower_for_connections(plans: Sequence[Plan], server: Server) -> None:
         ]
         if not candidates:
             break
-        largest = max(candidates, key=lambda plan: (plan.count * (plan.demand.per_worker if plan.demand else 0), plan.name))
+        largest = max(
+            candidates, key=lambda plan: (plan.count * (plan.demand.per_worker if plan.demand else 0), plan.name)
+        )
         largest.count -= 1
         lowered.add(largest.name)
     for plan in plans:
@@ -152,9 +155,7 @@ def _lower_for_connections(plans: Sequence[Plan], server: Server) -> None:
 
 
 def _demands(plans: Sequence[Plan], server: Server) -> list[tuple[str, int, Demand]]:
-    return [
-        (plan.name, plan.count, plan.demand) for plan in plans if plan.demand and plan.demand.server == server.name
-    ]
+    return [(plan.name, plan.count, plan.demand) for plan in plans if plan.demand and plan.demand.server == server.name]
 
 
 def connection_budgets(plans: Sequence[Plan], servers: Sequence[Server]) -> dict[str, dict[str, object]]:
@@ -185,9 +186,11 @@ def _memory_problems(plans: Sequence[Plan], host: Host) -> list[Problem]:
     return [
         Problem(
             "memory of all apps together",
-            f"at most {available} MiB: {host.memory_mib} MiB ({host.memory_from}) - {host.kept_mib} MiB kept for the system",
+            f"at most {available} MiB: {host.memory_mib} MiB ({host.memory_from}) - {host.kept_mib} MiB kept for the "
+            "system",
             f"{needed} MiB: {parts} + {largest.slot_mib} for the second slot of {largest.name} during a cutover",
-            f"lower apps.{largest.name}.workers, or worker_memory_mib to what a worker really needs, or take a larger host",
+            f"lower apps.{largest.name}.workers, or worker_memory_mib to what a worker really needs, or take a larger "
+            "host",
         )
     ]
 

@@ -18,8 +18,8 @@ class SourceError(Exception):
 def list_files(root: Path) -> list[str]:
     """Return the paths of the release's files relative to `root`, with forward slashes, sorted by their bytes.
 
-    Inside a git work tree: what git tracks, and new files that it does not ignore. Elsewhere every file. In both cases without
-    caches, virtual environments and anything named `.env*`, which holds a developer's own settings.
+    Inside a git work tree: what git tracks, and new files that it does not ignore. Elsewhere every file. In both cases
+    without caches, virtual environments and anything named `.env*`, which holds a developer's own settings.
 
     Raises:
         SourceError: git does not answer, or no file remains.
@@ -53,8 +53,8 @@ def _git_files(root: Path) -> list[str]:
         answer = subprocess.run(command, cwd=root, env=environment, capture_output=True, check=False)
     except FileNotFoundError:
         raise SourceError(
-            f"expected git, as {root} is in a git work tree and .gitignore decides what is released; found no git on the "
-            "control machine; install git"
+            f"expected git, as {root} is in a git work tree and .gitignore decides what is released; found no git on "
+            "the control machine; install git"
         ) from None
     if answer.returncode != 0:
         reason = (answer.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[0]

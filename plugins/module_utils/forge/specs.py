@@ -59,8 +59,8 @@ def describe(spec: Mapping[str, Any]) -> str:
 def validate(options: Options, values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[Problem]]:
     """Return `values` in their declared types with every default filled in, and what is wrong with them.
 
-    Each option goes through Ansible's own `ArgumentSpecValidator` by itself, so that a problem names its full path and all of
-    them are found at once. Ansible's messages are not passed on: they quote values.
+    Each option goes through Ansible's own `ArgumentSpecValidator` by itself, so that a problem names its full path and
+    all of them are found at once. Ansible's messages are not passed on: they quote values.
     """
     problems = []
     for key in values:
@@ -100,7 +100,9 @@ def _validate_option(
             return None, []
     if spec.get("options"):
         return _validate_nested(spec, value, where)
-    result = ArgumentSpecValidator({name: {k: v for k, v in spec.items() if k != "description"}}).validate({name: value})
+    result = ArgumentSpecValidator({name: {k: v for k, v in spec.items() if k != "description"}}).validate(
+        {name: value}
+    )
     # The validator turns a mapping or a list into its text where a string is wanted; nobody ever means that.
     text_wanted = spec.get("type", "str") in ("str", "path")
     if result.error_messages or (text_wanted and not isinstance(value, (str, int, float))):
@@ -121,7 +123,7 @@ def _validate_nested(spec: Mapping[str, Any], value: Any, where: str) -> tuple[A
 
 
 def _show(value: Any) -> str:
-    """Show a short scalar; only options that hold no secret come here, and the caller masks known secrets all the same."""
+    """Show a short scalar; only options that hold no secret come here, and the caller masks known secrets anyway."""
     if isinstance(value, (str, int, float, bool)) and 0 < len(str(value)) <= _LONGEST_SHOWN:
         return f"{kind(value)}: {value}"
     return kind(value)

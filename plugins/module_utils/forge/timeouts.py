@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-# Nginx keeps an idle connection to the app this long; the app keeps it longer, so it is always Nginx that closes it and no
-# request is ever sent down a connection that the app is closing.
+# Nginx keeps an idle connection to the app this long; the app keeps it longer, so it is always Nginx that closes it and
+# no request is ever sent down a connection that the app is closing.
 PROXY_IDLE = 60
 APP_KEEPALIVE = 75
 CONNECT = 2
@@ -31,8 +31,8 @@ class Timeouts(TypedDict):
 def chain(request: int) -> Timeouts:
     """Return the chain for an app that answers within `request` seconds.
 
-    A request that was accepted just before the stop signal gets its full time (`app_graceful`), Gunicorn outlasts its workers
-    (`gunicorn_graceful`), and systemd kills only what outlasts both (`stop`).
+    A request that was accepted just before the stop signal gets its full time (`app_graceful`), Gunicorn outlasts its
+    workers (`gunicorn_graceful`), and systemd kills only what outlasts both (`stop`).
     """
     return Timeouts(
         request=request,

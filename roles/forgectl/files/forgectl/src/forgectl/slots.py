@@ -91,18 +91,19 @@ def wait_ready(layout: Layout, app: App, slot: str, limit: float) -> float:
     """
     began, wall = time.monotonic(), time.time() - 0.05
     status: int | None = None
-    while True:
+    found = ""
+    while not found:
         unit = systemd.show(layout.service(slot))
         # With a job queued it has not begun yet.
         ended = unit["ActiveState"] in ("failed", "inactive") and unit["Job"] == "0"
         # A unit that restarts for ever is never "failed" for long: one restart is the failure of a candidate.
         if ended or unit["SubState"] == "auto-restart" or unit["NRestarts"] != "0":
             found = f"it ended ({unit['Result']}, exit status {unit['ExecMainStatus']})"
-            break
+            continue
         left = limit - (time.monotonic() - began)
         if left <= 0:
             found = f"{app.ready_path} " + (f"answers {status}" if status else "does not answer")
-            break
+            continue
         status = probe(layout.socket(slot), app.ready_path, app.domain, min(left, PROBE_TIMEOUT_SECONDS))
         if status == 200:
             return time.monotonic() - began
