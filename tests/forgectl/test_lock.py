@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from conftest import SOURCE
@@ -18,32 +20,33 @@ with lock.hold(Layout("inbox", Path(sys.argv[1])), "release"):
 """
 
 
-def hold_elsewhere(layout: Layout) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
+@contextmanager
+def hold_elsewhere(layout: Layout) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(layout.root)],
         env={"PYTHONPATH": str(SOURCE), "SUDO_USER": "alice"},
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    return process
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
 
 
 def test_the_second_is_told_who_holds_it(layout: Layout) -> None:
-    process = hold_elsewhere(layout)
-    with pytest.raises(Locked, match=rf"release by alice, process {process.pid}, since \d+ s"), lock.hold(layout, "x"):
-        pass
-    assert str(lock.holder(layout)).startswith("release by alice")
-    process.kill()
-    process.wait()
+    with hold_elsewhere(layout) as process:
+        expected = rf"release by alice, process {process.pid}, since \d+ s"
+        with pytest.raises(Locked, match=expected), lock.hold(layout, "x"):
+            pass
+        assert str(lock.holder(layout)).startswith("release by alice")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_holder_that_ends_leaves_nothing_behind(layout: Layout, number: signal.Signals) -> None:
-    process = hold_elsewhere(layout)
-    process.send_signal(number)
-    process.wait()
+    with hold_elsewhere(layout) as process:
+        process.send_signal(number)
+        process.wait()
     assert lock.holder(layout) is None
     with lock.hold(layout, "next"):
         found = lock.holder(layout)
@@ -78,12 +81,12 @@ def test_looking_does_not_count_as_holding(layout: Layout) -> None:
         stdout=subprocess.PIPE,
     )
     assert looker.stdout is not None
-    looker.stdout.readline()
-    ends = time.monotonic() + 1
-    try:
-        while time.monotonic() < ends:
-            with lock.hold(layout, "release"):
-                pass
-    finally:
-        looker.kill()
-        looker.wait()
+    with looker:
+        looker.stdout.readline()
+        ends = time.monotonic() + 1
+        try:
+            while time.monotonic() < ends:
+                with lock.hold(layout, "release"):
+                    pass
+        finally:
+            looker.kill()

@@ -1,6 +1,7 @@
 """vault.py against a real server."""
 
 import socket
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +120,18 @@ def test_authority_missing(bao: Bao, tmp_path: Path) -> None:
 
 def test_wrapping_token_works_once(bao: Bao) -> None:
     token = bao.wrapped()
-    secret_id = vault.Vault(bao.secrets()).unwrap_secret_id(token)
-    assert vault.Vault(bao.secrets()).login(bao.role_id, secret_id)
-    with pytest.raises(SecretsError, match="someone else unwrapped it") as caught:
-        vault.Vault(bao.secrets()).unwrap_secret_id(token)
+    with closing(vault.Vault(bao.secrets())) as server:
+        assert server.login(bao.role_id, server.unwrap_secret_id(token))
+        with pytest.raises(SecretsError, match="someone else unwrapped it") as caught:
+            server.unwrap_secret_id(token)
     assert caught.value.state == "intercepted"
     assert token not in str(caught.value)
 
 
 def test_wrapped_thing_that_is_no_secret_id(bao: Bao) -> None:
     token = bao.wrapped("sys/wrapping/wrap")
-    with pytest.raises(SecretsError, match="found one made at sys/wrapping/wrap"):
-        vault.Vault(bao.secrets()).unwrap_secret_id(token)
+    with (
+        closing(vault.Vault(bao.secrets())) as server,
+        pytest.raises(SecretsError, match="found one made at sys/wrapping/wrap"),
+    ):
+        server.unwrap_secret_id(token)
