@@ -37,14 +37,15 @@ test-all: venv  ## The same, with every scenario on both distributions
 	@python3 scripts/test.py --everywhere
 
 .PHONY: check
-check: lint types secrets unit  ## Lint, types, secret scan, unit and policy tests; no container
+check: venv app-venv packages  ## Lint, types, secret scan, unit and policy tests; no container
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target --keep-going lint types secrets unit
 
 .PHONY: lint
 lint: lint-ansible lint-yaml lint-python lint-shell  ## All linters
 
 .PHONY: lint-ansible
 lint-ansible: venv
-	ansible-lint --profile production --offline
+	ansible-lint --profile production --offline --quiet
 
 .PHONY: lint-yaml
 lint-yaml: venv
@@ -67,11 +68,17 @@ types: venv app-venv  ## mypy, strict
 
 .PHONY: secrets
 secrets: venv  ## Scan the files under version control for secrets
-	git ls-files -z | xargs -0 detect-secrets-hook --baseline .secrets.baseline
+	git ls-files -z | xargs -0 --max-procs=2 --max-args=120 detect-secrets-hook --baseline .secrets.baseline
 
 .PHONY: unit
-unit: venv app-venv packages  ## Tests that need no host; the app's own start a PostgreSQL on a port of its own
+unit: unit-project unit-app  ## Tests that need no host; they start servers of their own on free ports
+
+.PHONY: unit-project
+unit-project: venv packages
 	pytest tests
+
+.PHONY: unit-app
+unit-app: app-venv packages
 	cd app && ../$(APP_VENV)/bin/python -m pytest
 
 .PHONY: packages

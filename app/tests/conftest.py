@@ -19,7 +19,7 @@ from inbox.settings import Settings, get_settings
 
 APP = Path(__file__).parent.parent
 # Characters that break env files, shells, URLs and logs.
-PASSWORD = "p@ss:w/rd?#%20 $HOME `x` \"q\" 'q' \\ \u00e4\u20ac ="  # noqa: S105 - made for the tests
+PASSWORD = "p@ss:w/rd?#%20 $HOME `x` \"q\" 'q' \\ \u00e4\u20ac ="  # noqa: S105 - made up  # pragma: allowlist secret
 SIGNING_KEY = "a-signing-key-for-tests-$`\"'\\-0123456789"
 
 Environ = dict[str, str]

@@ -24,7 +24,7 @@ def test_in_a_plain_development_database_it_fits_the_code_and_can_be_undone(clus
             *step,
             FORGE_ENVIRONMENT="development",
             FORGE_DATABASE_URL=f"postgresql+asyncpg://developer@127.0.0.1:{cluster.port}/plain",
-            FORGE_DATABASE_PASSWORD="change-me",  # noqa: S106 - a placeholder
+            FORGE_DATABASE_PASSWORD="change-me",  # noqa: S106 - a placeholder  # pragma: allowlist secret
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert cluster.admin("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", database="plain") == tables

@@ -16,7 +16,7 @@ from server import Server
 GOOD = {
     "FORGE_ENVIRONMENT": "production",
     "FORGE_DATABASE_URL": "postgresql+asyncpg://inbox_app@%2Fvar%2Frun%2Fpostgresql/inbox",
-    "FORGE_DATABASE_PASSWORD": "p@ss/w:rd %41",
+    "FORGE_DATABASE_PASSWORD": "p@ss/w:rd %41",  # pragma: allowlist secret
     "FORGE_SIGNING_KEY": SIGNING_KEY,
 }
 
@@ -84,6 +84,7 @@ def test_every_missing_variable_is_named(in_environment: Callable[[Environ], Non
         ("FORGE_DATABASE_URL", "postgresql://s3cret@h/inbox", "scheme has to be postgresql\\+asyncpg"),
         ("FORGE_DATABASE_URL", "postgresql+asyncpg://s3cret@h", "name of the database is missing"),
         ("FORGE_DATABASE_URL", "postgresql+asyncpg://h/s3cret", "user is missing"),
+        # pragma: allowlist nextline secret
         ("FORGE_DATABASE_URL", "postgresql+asyncpg://u:s3cret@h/inbox", "FORGE_DATABASE_PASSWORD"),
         ("FORGE_DATABASE_URL", "postgresql+asyncpg://u@a,b/s3cret", "exactly one host"),
         ("FORGE_DATABASE_URL", "postgresql+asyncpg://u@h/inbox?host=/s3cret", "only query parameter"),

@@ -10,7 +10,7 @@ from conftest import HARD_VALUES, Bao
 from forgectl import vault
 from forgectl.errors import SecretsError
 
-SECRET = "hunter2-must-never-show"
+SECRET = "hunter2-must-never-show"  # pragma: allowlist secret
 
 
 def fetch(bao: Bao, variables: dict[str, str], secret_id: str | None = None, **changes: Any) -> dict[str, Any]:
