@@ -145,7 +145,7 @@ def cpus(groups: dict[str, list[Path]]) -> tuple[float, str]:
     granted = quota(groups)
     if granted is not None and granted < usable:
         return round(granted, 2), "cgroup quota"
-    return float(usable), "affinity" if usable < cores else "cores"
+    return float(usable), f"CPU affinity of PID 1, of {cores} cores" if usable < cores else "cores"
 
 
 def memory_mib(root: Path, groups: dict[str, list[Path]]) -> tuple[int, str]:

@@ -99,12 +99,13 @@ def _start(plan: Plan, host: Host) -> None:
         plan.count = plan.fixed
         plan.reasons = [f"{plan.fixed} set by {plan.fixed_by}"]
         return
-    cores, source = host.cpus, f"{host.cpus:g} usable ({host.cpus_from})"
+    cores = host.cpus
+    source = f"{host.cpus:g} cores" if host.cpus_from == "cores" else f"{host.cpus:g} usable ({host.cpus_from})"
     if plan.cpu_quota_percent and plan.cpu_quota_percent / 100 < cores:
         cores, source = plan.cpu_quota_percent / 100, f"cpu_quota_percent {plan.cpu_quota_percent}"
     plan.count = min(MOST_BY_CORES, max(FEWEST_BY_CORES, int(cores)))
     plan.reasons = [
-        f"{plan.count} by cores: {source}, one worker a core, {FEWEST_BY_CORES} to {MOST_BY_CORES} for async work"
+        f"{plan.count} by cores: {source}; one worker a core, at least {FEWEST_BY_CORES}, at most {MOST_BY_CORES}"
     ]
     if plan.memory_max_mib:
         fitting = max(1, (plan.memory_max_mib - MASTER_MIB) // plan.worker_mib)
