@@ -33,6 +33,14 @@ def test_values_come_back_as_they_are(bao: Bao) -> None:
     assert fetch(bao, {f"V{n}": key for n, key in enumerate(HARD_VALUES)}) == HARD_VALUES
 
 
+def test_the_callers_environment_is_ignored(bao: Bao, monkeypatch: pytest.MonkeyPatch) -> None:
+    bao.put("forge/inbox/app", {"key": SECRET})
+    secret_id = bao.secret_id()
+    for name in ("HTTPS_PROXY", "REQUESTS_CA_BUNDLE", "VAULT_TOKEN", "VAULT_ADDR"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert fetch(bao, {"A": "key"}, secret_id) == {"key": SECRET}
+
+
 def test_the_token_is_revoked(bao: Bao) -> None:
     bao.put("forge/inbox/app", {"key": SECRET})
     before = len(bao.client.auth.token.list_accessors()["data"]["keys"])

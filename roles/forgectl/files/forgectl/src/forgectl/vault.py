@@ -1,16 +1,13 @@
-"""Vault (or OpenBao): AppRole login, one KV v2 read, revocation, unwrapping.
+"""Vault (or OpenBao): AppRole login, one KV v2 read, revocation, unwrapping."""
 
-Four requests of the HTTP API through the standard library: importing a client library takes longer than all of them,
-and every start of an app waits for it.
-
-Sources: https://openbao.org/api-docs/auth/approle/, .../secret/kv/kv-v2/, .../system/wrapping-unwrap/.
-"""
-
-import http.client
-import json
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote, urlsplit
+
+import hvac
+import requests
+from hvac import exceptions
 
 from forgectl.config import Secrets
 from forgectl.errors import SecretsError
@@ -29,142 +26,140 @@ class Vault:
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
         self._address = secrets.address.rstrip("/")
-        parts = urlsplit(self._address)
-        try:
-            context = ssl.create_default_context(cafile=secrets.ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise SecretsError(
-                "untrusted",
-                f"expected the CA of Vault in {secrets.ca_file}; found: {_reason(error)}; put its PEM file there",
-            ) from None
-        self._connection = http.client.HTTPSConnection(
-            parts.hostname or "", parts.port or 443, timeout=TIMEOUT_SECONDS, context=context
+        session = requests.Session()
+        # Proxies, .netrc and CA bundles of whoever calls are not part of the host's configuration.
+        session.trust_env = False
+        session.verify = secrets.ca_file
+        # An empty token, or hvac would take the caller's VAULT_TOKEN.
+        self._client = hvac.Client(
+            url=self._address, token="", verify=secrets.ca_file, timeout=TIMEOUT_SECONDS, session=session
         )
 
     def close(self) -> None:
-        self._connection.close()
+        self._client.adapter.close()
 
     def login(self, role_id: str, secret_id: str) -> str:
         """Log in through AppRole and return the token."""
         mount = self._secrets.approle_mount
-        status, answer = self._request(
-            "POST", f"auth/{mount}/login", {"role_id": role_id, "secret_id": secret_id}, token=None
-        )
-        if status == 200:
-            return str(answer["auth"]["client_token"])
-        if status in (400, 401):
+        try:
+            with self._reachable():
+                answer = self._client.auth.approle.login(role_id, secret_id, use_token=False, mount_point=mount)
+                return str(answer["auth"]["client_token"])
+        except (exceptions.InvalidRequest, exceptions.Unauthorized):
             raise SecretsError(
                 "rejected",
                 f"Vault at {self._address} rejected this host's role id or secret id; it is wrong, expired or used up; "
                 "run site.yml with a Vault token to deliver a new one",
-            )
-        if status == 404:
+            ) from None
+        except exceptions.InvalidPath:
             raise SecretsError(
                 "denied", f"Vault at {self._address} has no AppRole method at auth/{mount}; check secrets_approle_mount"
-            )
-        raise SecretsError(
-            "denied",
-            f"Vault at {self._address} denied the login at auth/{mount} (HTTP {status}); check that the method is "
-            "enabled and that the AppRole allows this host's address",
-        )
+            ) from None
+        except exceptions.VaultError as error:
+            raise SecretsError(
+                "denied",
+                f"Vault at {self._address} denied the login at auth/{mount} ({_reason(error)}); check that the method "
+                "is enabled and that the AppRole allows this host's address",
+            ) from None
 
     def read(self, token: str, path: str) -> dict[str, Any]:
         """Read the newest version of a KV v2 path."""
         mount = self._secrets.kv_mount
-        status, answer = self._request("GET", f"{mount}/data/{path}", None, token)
-        if status == 200:
-            return dict(answer["data"]["data"])
-        if status == 404:
+        self._client.token = token
+        try:
+            with self._reachable():
+                answer = self._client.secrets.kv.v2.read_secret_version(
+                    path, mount_point=mount, raise_on_deleted_version=True
+                )
+                return dict(answer["data"]["data"])
+        except exceptions.InvalidPath:
             raise SecretsError(
                 "incomplete",
                 f"Vault at {self._address} has nothing at {mount}/{path}; write it there: "
                 f"bao kv put -mount={mount} {path} KEY=-",
-            )
-        if status == 403:
+            ) from None
+        except exceptions.Forbidden:
             raise SecretsError(
                 "denied",
                 f"Vault at {self._address} denied reading {mount}/{path}; give the AppRole a policy with "
                 f'path "{mount}/data/{path}" {{ capabilities = ["read"] }}',
-            )
-        raise SecretsError("denied", f"Vault at {self._address} answered HTTP {status} for {mount}/{path}; see its log")
+            ) from None
+        except exceptions.VaultError as error:
+            raise SecretsError(
+                "denied", f"Vault at {self._address} refused {mount}/{path} ({_reason(error)}); see its log"
+            ) from None
 
     def revoke(self, token: str) -> bool:
         """Revoke the token; false when it could not be, and it lives until it expires."""
+        self._client.token = token
         try:
-            status, _ = self._request("POST", "auth/token/revoke-self", {}, token)
-        except SecretsError:
+            with self._reachable():
+                self._client.auth.token.revoke_self()
+        except (SecretsError, exceptions.VaultError):
             return False
-        return status == 204
+        return True
 
     def unwrap_secret_id(self, wrapping_token: str) -> str:
         """Exchange a response-wrapping token for the secret id in it, once."""
-        status, answer = self._request("POST", "sys/wrapping/lookup", {"token": wrapping_token}, wrapping_token)
         prefix = f"auth/{self._secrets.approle_mount}/role/"
-        spent = SecretsError(
-            "intercepted",
-            f"Vault at {self._address} does not know the wrapping token: it expired, or someone else unwrapped it; "
-            "if it was fresh, treat the secret id as stolen: destroy the AppRole's secret ids, then run site.yml again",
-        )
-        if status != 200:
-            raise spent
-        origin = str(answer["data"].get("creation_path", ""))
-        if not (origin.startswith(prefix) and origin.endswith("/secret-id")):
+        self._client.token = wrapping_token
+        try:
+            with self._reachable():
+                lookup = self._client.write_data("sys/wrapping/lookup", data={"token": wrapping_token})
+                origin = str(lookup["data"].get("creation_path", ""))
+                if origin.startswith(prefix) and origin.endswith("/secret-id"):
+                    return str(self._client.sys.unwrap()["data"]["secret_id"])
+        except exceptions.VaultError:
             raise SecretsError(
                 "intercepted",
-                f"expected a wrapped secret id made at {prefix}ROLE/secret-id; found one made at {origin}; someone "
-                "may have replaced it: find out who, then run site.yml again",
-            )
-        status, answer = self._request("POST", "sys/wrapping/unwrap", {}, wrapping_token)
-        if status != 200:
-            raise spent
-        return str(answer["data"]["secret_id"])
+                f"Vault at {self._address} does not know the wrapping token: it expired, or someone else unwrapped it; "
+                "if it was fresh, treat the secret id as stolen: destroy the AppRole's secret ids, then run site.yml "
+                "again",
+            ) from None
+        raise SecretsError(
+            "intercepted",
+            f"expected a wrapped secret id made at {prefix}ROLE/secret-id; found one made at {origin}; someone "
+            "may have replaced it: find out who, then run site.yml again",
+        )
 
-    def _request(
-        self, method: str, path: str, body: dict[str, str] | None, token: str | None
-    ) -> tuple[int, dict[str, Any]]:
-        headers = {"X-Vault-Request": "true", "Content-Type": "application/json"}
-        if token is not None:
-            headers["X-Vault-Token"] = token
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        """Turn whatever keeps the server from answering a question into SecretsError; its answers pass."""
         try:
-            self._connection.request(
-                method, "/v1/" + quote(path), None if body is None else json.dumps(body).encode(), headers
-            )
-            response = self._connection.getresponse()
-            data = response.read()
-        except ssl.SSLError as error:
-            self._connection.close()
+            yield
+        except requests.exceptions.SSLError as error:
             raise SecretsError(
                 "untrusted",
                 f"the certificate of Vault at {self._address} is not trusted by {self._secrets.ca_file} "
                 f"({_reason(error)}); install the right CA there, or mend the server's certificate",
             ) from None
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
+        except (requests.exceptions.InvalidHeader, UnicodeError):
+            raise SecretsError("rejected", "expected a token of printable ASCII; found something else") from None
+        except requests.exceptions.RequestException as error:
             raise SecretsError(
                 "unreachable",
                 f"Vault at {self._address} is unreachable ({_reason(error)}); start it, or mend the network between",
             ) from None
-        except UnicodeError:
-            raise SecretsError("rejected", "expected a token of printable ASCII; found something else") from None
-        if response.status in (501, 503):
+        except OSError as error:
+            # requests looks for the file itself, and says so with an error of its own making.
+            raise SecretsError(
+                "untrusted",
+                f"expected the CA of Vault in {self._secrets.ca_file}; found: {_reason(error)}; put its PEM file there",
+            ) from None
+        except (exceptions.VaultDown, exceptions.VaultNotInitialized):
             raise SecretsError(
                 "sealed",
                 f"Vault at {self._address} is sealed or not initialised; unseal it (bao operator unseal), "
                 "then the unit starts by itself",
-            )
-        if response.status in (429, 500, 502, 504):
+            ) from None
+        except (exceptions.InternalServerError, exceptions.BadGateway, exceptions.RateLimitExceeded) as error:
             raise SecretsError(
-                "unreachable", f"Vault at {self._address} answered HTTP {response.status}; see the server's own log"
-            )
-        try:
-            answer = json.loads(data) if data else {}
-        except ValueError:
-            answer = {}
-        if not isinstance(answer, dict) or (response.status == 200 and not answer):
+                "unreachable", f"Vault at {self._address} failed ({_reason(error)}); see the server's own log"
+            ) from None
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise SecretsError(
                 "unreachable", f"expected the API of Vault at {self._address}; found something else; check the address"
-            )
-        return response.status, answer
+            ) from None
 
 
 def problems(values: dict[str, Any], variables: dict[str, str], where: str) -> list[str]:
@@ -207,7 +202,16 @@ def fetch(secrets: Secrets, role_id: str, secret_id: str, path: str, variables: 
     return values
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """The shortest true description: of an error wrapped by several libraries the innermost one, on one line."""
+    while (inner := _inner(error)) is not None:
+        error = inner
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    candidates = [getattr(error, "reason", None), *error.args, error.__cause__]
+    return next((candidate for candidate in candidates if isinstance(candidate, BaseException)), None)
