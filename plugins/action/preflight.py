@@ -8,7 +8,7 @@ verbosity, and an inventory that has to be refused may hold secrets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             raw_apps=raw_apps,
             raw=raw,
             values=values,
-            hosts_of=_hosts_of(variables, apps),
+            hosts_of=_hosts_of(variables),
         )
         return inventory, problems
 
@@ -146,30 +146,30 @@ def _concerns(name: str, roles: Mapping[str, Any]) -> bool:
     return prefix in roles or nearest(prefix, roles) is not None
 
 
-def _hosts_of(variables: Mapping[str, Any], apps: Any) -> dict[str, int]:
-    """Count, for each app whose database is elsewhere, the hosts of the inventory that run it, despite `--limit`."""
-    external = [
-        str(name)
-        for name, entry in (apps.items() if isinstance(apps, Mapping) else ())
+def _hosts_of(variables: Mapping[str, Any]) -> dict[str, int]:
+    """Count, for each app whose database is elsewhere, the hosts of the inventory that run it, despite `--limit`.
+
+    A host counts when its inventory spells the database's URL in the same way, so that those of another environment,
+    with a database of their own, do not.
+    """
+    own = _external_databases(variables.get("apps"))
+    if not own:
+        return {}
+    hosts = variables.get("groups", {}).get("all", [])
+    databases = [_external_databases(variables["hostvars"].raw_get(host).get("apps")) for host in hosts]
+    return {name: sum(there.get(name) == url for there in databases) for name, url in own.items()}
+
+
+def _external_databases(raw: Any) -> dict[str, str]:
+    """Return the URL, as it stands in the inventory, of each app's external database."""
+    entries = raw.items() if isinstance(raw, Mapping) else ()
+    return {
+        str(name): str(entry["database"].get("url"))
+        for name, entry in entries
         if isinstance(entry, Mapping)
         and isinstance(entry.get("database"), Mapping)
-        and entry["database"].get("placement") == "external"
-    ]
-    if not external:
-        return {}
-    hosts = list(variables.get("groups", {}).get("all", []))
-    entries = [_entries_of(variables["hostvars"], host) for host in hosts]
-    return {name: max(1, sum(name in names for names in entries)) for name in external}
-
-
-def _entries_of(hostvars: Any, host: str) -> set[str]:
-    raw = hostvars.raw_get(host).get("apps") if hasattr(hostvars, "raw_get") else hostvars[host].get("apps")
-    return set(_names(raw))
-
-
-def _names(raw: Any) -> Iterator[str]:
-    if isinstance(raw, Mapping):
-        yield from (str(name) for name in raw)
+        and entry["database"].get("placement", "local") != "local"
+    }
 
 
 def _first_line(error: Exception) -> str:

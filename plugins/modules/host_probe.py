@@ -35,6 +35,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,17 @@ def listening_sockets(root: Path) -> dict[str, int]:
     return sockets
 
 
+def open_sockets(process: Path) -> Iterator[str]:
+    """Yield the inode of every socket that a process has open, as far as they can be read."""
+    # The process may end meanwhile, close a file, or belong to someone else.
+    with suppress(OSError):
+        for descriptor in (process / "fd").iterdir():
+            with suppress(OSError):
+                link = str(descriptor.readlink())
+                if link.startswith("socket:["):
+                    yield link[len("socket:[") : -1]
+
+
 def listeners(root: Path) -> list[dict[str, Any]]:
     """Return every listening TCP port with the processes and units that hold it, where they can be read."""
     sockets = listening_sockets(root)
@@ -187,11 +200,7 @@ def listeners(root: Path) -> list[dict[str, Any]]:
     for process in (root / "proc").iterdir():
         if not process.name.isdigit():
             continue
-        try:
-            links = [str(descriptor.readlink()) for descriptor in (process / "fd").iterdir()]
-        except OSError:
-            continue  # It ended meanwhile, or belongs to someone else.
-        held = {sockets[link[8:-1]] for link in links if link.startswith("socket:[") and link[8:-1] in sockets}
+        held = {sockets[inode] for inode in open_sockets(process) if inode in sockets}
         for port in held:
             owners[port].add((read(process / "comm").strip(), unit_of(read(process / "cgroup"))))
     return [

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import secret_scan
 from .problems import Problem
-from .specs import Options, validate_value
+from .specs import Options, validate, validate_value
 from .values import kind, nearest
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,20}")
@@ -263,13 +263,13 @@ def role_value_problems(specs: Mapping[str, Options], values: Mapping[str, Any])
 
 def required_problems(specs: Mapping[str, Options], roles: list[str], visible: Mapping[str, Any]) -> list[Problem]:
     """Return the required options of the play's `roles` that nothing sets."""
-    missing = {
+    required = {
         name: spec
         for role in roles
         for name, spec in specs.get(role, {}).items()
         if spec.get("required") and name not in visible and name != "apps"
     }
-    return [problem for name, spec in missing.items() for problem in validate_value(name, spec, None)]
+    return validate(required, {}, "")[1]
 
 
 def role_secret_problems(raw: Mapping[str, Any]) -> list[Problem]:

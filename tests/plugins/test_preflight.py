@@ -1,0 +1,417 @@
+"""The preflight as a play runs it: one host for each input, this machine behind all of them, in check mode."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from sources import LOCK, MANIFEST, PINS, write
+
+ROOT = Path(__file__).resolve().parents[2]
+# Put together here, so that no file of the repository holds anything of the shape of a secret.
+TOKEN = "hvs." + 24 * "Ab1"
+URL = "postgresql://shop:" + "hunter2hunter2" + "@db.example.com/shop"
+PASSWORD = "correct horse battery staple"  # pragma: allowlist secret
+# A secret that stands in the place of the name of a key.
+MISPLACED = 8 * "x9Y2"
+
+PLAY = """
+- hosts: all
+  gather_facts: false
+  roles:
+    - role: preflight
+    # Listed so that what it requires is asked for; `never` keeps it from running.
+    - role: secrets
+      tags: [never]
+"""
+
+Change = dict[str, Any]
+
+
+def merged(base: Any, change: Any) -> Any:
+    """Return `base` with `change` laid over it; None removes."""
+    if not isinstance(base, dict) or not isinstance(change, dict):
+        return change
+    keys = [*base, *(key for key in change if key not in base)]
+    laid = {key: merged(base.get(key), change[key]) if key in change else base[key] for key in keys}
+    return {key: value for key, value in laid.items() if value is not None}
+
+
+def app(**options: Any) -> Change:
+    """Change options of the one app."""
+    return {"apps": {"shop": options}}
+
+
+ENTRY: Change = {
+    "domain": "shop.example.com",
+    "source": "{{ sources }}/good",
+    "module": "shop.main:app",
+    "python_path": "src",
+    "secrets": {"role_id": "r", "variables": {"FORGE_SIGNING_KEY": "signing_key"}},
+}
+# Input: what is changed, and where, what was expected, what was found, what to do.
+REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
+    "no domain": (
+        app(domain=None),
+        ("apps.shop.domain", "a string", "it is not set", "set it: Name under which clients reach the app"),
+    ),
+    "empty domain": (app(domain="~"), ("apps.shop.domain", "a host name", "~", "use letters, digits and hyphens")),
+    "address for a domain": (
+        app(domain="192.0.2.1"),
+        ("apps.shop.domain", "a host name", "192.0.2.1", "use a name, not an address"),
+    ),
+    "URL for a domain": (
+        app(domain="https://shop.example.com"),
+        ("apps.shop.domain", "a host name", "https://shop", "leave out the scheme"),
+    ),
+    "no apps": ({"apps": None}, ("apps", "a mapping with one entry an app", "it is not set", "see inventory/example")),
+    "name of a system user": (
+        {"apps": {"shop": None, "postgres": ENTRY}},
+        ("apps.postgres", "a name that no user or unit of the system has", "postgres is reserved", "postgres-app"),
+    ),
+    "unknown option": (
+        app(request_timout=5),
+        (
+            "apps.shop.request_timout",
+            "one of the options aliases,",
+            "request_timout",
+            "did you mean `request_timeout`?",
+        ),
+    ),
+    "unknown variable": (
+        {"nginx_hsts_second": 1},
+        ("nginx_hsts_second", "an option that a role declares", "no role knows", "did you mean `nginx_hsts_seconds`?"),
+    ),
+    "misspelt role": (
+        {"ngnix_ipv6": False},
+        ("ngnix_ipv6", "an option that a role declares", "no role knows", "did you mean `nginx_ipv6`?"),
+    ),
+    "wrong type": (
+        app(keep_releases="many"),
+        ("apps.shop.keep_releases", "an integer", "a string: many", "give it an integer"),
+    ),
+    "wrong type of a role's variable": (
+        {"nginx_ipv6": "perhaps"},
+        ("nginx_ipv6", "a boolean", "a string: perhaps", "give it a boolean"),
+    ),
+    "wrong choice": (
+        {"nginx_tls_source": "acme2"},
+        ("nginx_tls_source", "a string, one of own_ca, files", "a string: acme2", "give it a string, one of"),
+    ),
+    "out of range": (
+        app(request_timeout=0),
+        ("apps.shop.request_timeout", "a number from 1 to 3600", "0", "correct request_timeout"),
+    ),
+    "required variable of a role": (
+        {"secrets_vault_address": None},
+        ("secrets_vault_address", "a string", "it is not set", "set it: "),
+    ),
+    "undefined template": (
+        app(domain="{{ nowhere }}"),
+        ("apps.shop.domain", "a value whose template can be filled in", "'nowhere' is undefined", "define what it"),
+    ),
+    "liveness is readiness": (
+        app(ready_path="/health"),
+        ("apps.shop.ready_path", "a path other than health_path", "/health", "give the app two endpoints"),
+    ),
+    "secret under its name": (
+        app(settings={"API_TOKEN": PASSWORD}),
+        ("apps.shop.settings.API_TOKEN", "no secret in plain text", "under the name of a secret", "put the value into"),
+    ),
+    "secret by its shape": (
+        app(settings={"CACHE": URL}),
+        ("apps.shop.settings.CACHE", "no secret in plain text", "a URL with a password", "put it into Vault"),
+    ),
+    "secret for a key": (
+        app(secrets={"variables": {"FORGE_SIGNING_KEY": MISPLACED}}),
+        (
+            "FORGE_SIGNING_KEY",
+            "the name of a key at the secrets path",
+            "looks like the secret itself",
+            "and change the",
+        ),
+    ),
+    "token in the inventory": (
+        {"secrets_vault_token": TOKEN},
+        ("secrets_vault_token", "no secret in plain text", "a Vault token", "revoke or change it"),
+    ),
+    "no source": (
+        app(source="/nowhere/shop"),
+        (
+            "apps.shop.source",
+            "the folder of the app on the control machine",
+            "no folder at /nowhere/shop",
+            "correct `so",
+        ),
+    ),
+    "no such module": (
+        app(module="shop.web:app"),
+        ("apps.shop.module", "a module shop.web below", "ASGI apps there: shop.main:app", "use `shop.main:app`"),
+    ),
+    "no such callable": (
+        app(module="shop.main:application"),
+        ("apps.shop.module", "a top-level callable `application`", "found shop.main:app", "use `shop.main:app`"),
+    ),
+    "factory without a call": (
+        app(module="shop.main:create_app"),
+        ("apps.shop.module", "an ASGI callable", "probably a factory", "write `shop.main:create_app()`"),
+    ),
+    "no lock": (
+        app(source="{{ sources }}/no lock"),
+        ("apps.shop.lock", "a hash-pinned lock at", "no such file", "uv pip compile --universal --generate-hashes"),
+    ),
+    "lock without hashes": (
+        app(source="{{ sources }}/no hashes"),
+        ("apps.shop.lock", "a hash for every package", "without a hash: fastapi, gunicorn", "--generate-hashes"),
+    ),
+    "lock that does not match": (
+        app(source="{{ sources }}/older lock"),
+        (
+            "apps.shop.lock",
+            "to satisfy the dependencies in pyproject.toml",
+            "fastapi is 0.1.0, declared >=0.115",
+            "anew",
+        ),
+    ),
+    "lock without a server": (
+        app(source="{{ sources }}/no server"),
+        ("apps.shop.lock", "gunicorn and uvicorn-worker", "not in requirements.txt: gunicorn", "add gunicorn and"),
+    ),
+    "other Python": (
+        app(source="{{ sources }}/other python"),
+        ("apps.shop.source", "Python <3.9", f"Python {platform.python_version()[:3]}", "widen requires-python"),
+    ),
+    "unsupported distribution": (
+        {"preflight_distributions": {"Debian": ["99"]}},
+        ("distribution of the host", "one of Debian 99", "{{ distribution }}", "install the host with a supported"),
+    ),
+    "systemd too old": (
+        {"preflight_systemd_minimum": 9999},
+        ("systemd of the host", "systemd 9999 or newer, running as PID 1", "systemd", "boots a supported distribution"),
+    ),
+    "disk too small": (
+        {"preflight_disk_minimum_mib": 10**9},
+        ("free disk for /, /srv, /var", "at least 1000000000 MiB", "MiB at /srv", "free some space"),
+    ),
+    "memory too small": (
+        {"preflight_memory_minimum_mib": 10**9},
+        ("memory of the host", "at least 1000000000 MiB", "MiB (", "take a larger host"),
+    ),
+    "port in use": (
+        {"preflight_ports": ["{{ taken }}"]},
+        ("port {{ taken }} of the host", "free, or held by nginx", "held by {{ holder }}", "stop it"),
+    ),
+    "connections that do not fit": (
+        app(workers=4, database={"pool_max": 20, "migration": {"role_id": "m"}}),
+        (
+            "connections of PostgreSQL (local)",
+            "at most postgresql_max_connections = 100",
+            "177: shop: 1 hosts x 4 workers x 2 slots x (20 pool_max + 1 listener) = 168, + 2 for migrations; "
+            "+ 2 exporter + 5 reserved",
+            "raise postgresql_max_connections to 177 or more, or lower apps.shop.database.pool_max or apps.shop.wor",
+        ),
+    ),
+    "connections of an external server": (
+        app(workers=4, database={"placement": "external", "url": "postgresql://shop@db.example.com/shop"})
+        | {"preflight_external_max_connections": 60, "preflight_connections_exporter": 0},
+        # Two hosts of the inventory carry this app with an external database.
+        (
+            "connections of PostgreSQL (db.example.com:5432)",
+            "at most preflight_external_max_connections = 60",
+            "101: shop: 2 hosts x 4 workers x 2 slots x (5 pool_max + 1 listener) = 96, + 0 for migrations",
+            "raise preflight_external_max_connections to 101",
+        ),
+    ),
+    "memory that does not fit": (
+        app(workers=4, worker_memory_mib=1024 * 1024),
+        ("memory of all apps together", "kept for the system", "shop 4 x 1048576 + 4194304", "lower apps.shop.workers"),
+    ),
+    "limit below the workers": (
+        app(workers=4, memory_max_mib=300),
+        ("apps.shop.memory_max_mib", "at least 664 MiB: 4 workers x 150 MiB + 64", "300 MiB", "raise memory_max_mib"),
+    ),
+}
+SEVERAL: Change = {
+    "apps": {"shop": {"domain": None, "settings": {"API_TOKEN": PASSWORD}, "source": "{{ sources }}/no hashes"}},
+    "nginx_hsts_second": 1,
+    "preflight_memory_minimum_mib": 10**9,
+}
+ACCEPTED: dict[str, Change] = {
+    "plain": {},
+    "two apps": {
+        "apps": {
+            "shop": {"database": {"migration": {"role_id": "m"}}},
+            "blog": {
+                "domain": "blog.example.com",
+                "source": "{{ sources }}/good",
+                "module": "shop.main:create_app()",
+                "python_path": "src",
+                "settings": {
+                    "WEB_CONCURRENCY": "3",
+                    "FLAG": True,
+                    "NAMES": ["a", "b"],
+                    "TEXT": "{{ 'from' }} a template",
+                },
+                "secrets": {"role_id": "r", "variables": {"KEY_OF_BLOG": "key"}, "path": "elsewhere/blog"},
+                "request_timeout": 100,
+            },
+        }
+    },
+    "database of another environment": app(
+        database={"placement": "external", "url": "postgresql://shop@db.staging.example.com/shop"}
+    ),
+    "external": app(database={"placement": "external", "url": "postgresql://shop@db.example.com/shop"}),
+    "template of a secret": {"secrets_vault_token": "{{ lookup('ansible.builtin.env', 'NO_SUCH_VARIABLE') }}"},
+}
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What the inputs refer to: sources, and a port that this process holds."""
+    sources = tmp_path_factory.mktemp("sources")
+    write(sources / "good")
+    write(sources / "no lock", lock=None)
+    write(sources / "no hashes", lock="\n".join(PINS))
+    write(sources / "older lock", lock=LOCK.replace("0.140.0", "0.1.0"))
+    write(sources / "no server", lock=LOCK.split("gunicorn")[0])
+    write(sources / "other python", manifest=MANIFEST.replace(">=3.9", "<3.9"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield {
+            "sources": str(sources),
+            "taken": str(server.getsockname()[1]),
+            "holder": Path("/proc/self/comm").read_text().strip(),
+            "distribution": platform.freedesktop_os_release()["PRETTY_NAME"],
+        }
+
+
+def play(folder: Path, facts: dict[str, str], *options: str) -> str:
+    """Run the play over every input in check mode; return what it printed."""
+    release = platform.freedesktop_os_release()
+    base = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+        "sources": facts["sources"],
+        "taken": facts["taken"],
+        # This machine passes as a host, whatever it is.
+        "preflight_distributions": {release["ID"].capitalize(): [release.get("VERSION_ID", "")]},
+        "preflight_systemd_minimum": 0,
+        "preflight_disk_minimum_mib": 1,
+        "preflight_ports": [],
+        "secrets_vault_address": "https://vault.example.com:8200",
+        "secrets_vault_ca_file": "/etc/forge/ca.pem",
+        "apps": {"shop": ENTRY},
+    }
+    changes = {name: change for name, (change, _) in REFUSED.items()} | {"several": SEVERAL} | ACCEPTED
+    hosts = {name.replace(" ", "_"): merged(base, change) for name, change in changes.items()}
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
+    (folder / "play.yml").write_text(PLAY)
+    environment = os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_ROLES_PATH": str(ROOT / "roles")}
+    if "-vvvv" not in options:
+        environment["ANSIBLE_STDOUT_CALLBACK"] = "ansible.posix.json"
+    command = ["ansible-playbook", "--check", "--inventory", f"{folder}/hosts.yml", f"{folder}/play.yml", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def results(facts: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What the preflight said of each input."""
+    printed = play(tmp_path_factory.mktemp("play"), facts)
+    document = json.loads(printed[printed.index("{") :])
+    return {
+        name.replace("_", " "): result
+        for task in document["plays"][0]["tasks"]
+        if task["task"]["name"] == "preflight : Check the inventory, the sources and the host"
+        for name, result in task["hosts"].items()
+    }
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_refused_with_one_problem(
+    name: str, results: dict[str, dict[str, Any]], facts: dict[str, str]
+) -> None:
+    """It says where, what was expected, what was found and what to do, and nothing else is wrong."""
+    result, message = results[name], results[name]["msg"]
+    assert result["failed"]
+    assert not result["changed"]
+    host = name.replace(" ", "_")
+    assert message.startswith(f"Preflight refused {host}: 1 problem. Nothing was changed.\n\n1. ")
+    lines = message.splitlines()[2:]
+    for line, label, part in zip(
+        lines, ("1. ", "   expected: ", "   found: ", "   do: "), REFUSED[name][1], strict=True
+    ):
+        assert line.startswith(label)
+        assert re.sub(r"{{ (\w+) }}", lambda match: facts[match[1]], part) in line
+
+
+def test_everything_wrong_is_in_one_message(results: dict[str, dict[str, Any]]) -> None:
+    """Of the inventory, of a source and of the host, numbered."""
+    message = results["several"]["msg"]
+    assert "5 problems" in message.splitlines()[0]
+    assert re.findall(r"^(\d)\. (.*)$", message, re.MULTILINE) == [
+        ("1", "nginx_hsts_second"),
+        ("2", "apps.shop.domain"),
+        ("3", "apps.shop.settings.API_TOKEN"),
+        ("4", "apps.shop.lock"),
+        ("5", "memory of the host"),
+    ]
+
+
+def test_no_secret_is_shown_at_any_verbosity(facts: dict[str, str], tmp_path: Path) -> None:
+    """Neither in a message nor in what Ansible prints about tasks, hosts and modules."""
+    bearers = ["secret_under_its_name", "secret_by_its_shape", "secret_for_a_key", "token_in_the_inventory", "several"]
+    printed = play(tmp_path, facts, "-vvvv", "--limit", ",".join(bearers))
+    assert printed.count("Preflight refused") >= len(bearers)
+    assert [secret for secret in (TOKEN, URL, "hunter2", PASSWORD, MISPLACED) if secret in printed] == []
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_good_input_passes(name: str, results: dict[str, dict[str, Any]]) -> None:
+    """It changes nothing, and both facts are there."""
+    assert not results[name].get("failed"), results[name].get("msg")
+    assert not results[name]["changed"]
+    assert results[name]["apps"]
+
+
+def test_what_roles_get_of_an_app(results: dict[str, dict[str, Any]], facts: dict[str, str]) -> None:
+    """Sorted entries with defaults, names that follow from the app's, settings as text, and the computed keys."""
+    blog, shop = results["two apps"]["apps"]
+    assert [blog["name"], shop["name"]] == ["blog", "shop"]
+    assert shop["source_path"] == f"{facts['sources']}/good"
+    assert (shop["environment"], shop["keep_releases"], shop["aliases"]) == ("production", 5, [])
+    assert shop["secrets"]["path"] == "forge/shop/app"
+    assert shop["secrets"]["approle"] == "forge-shop-app"
+    assert shop["database"]["name"] == "shop"
+    assert shop["database"]["migration"]["path"] == "forge/shop/migrate"
+    assert shop["database"]["migration"]["approle"] == "forge-shop-migrate"
+    assert blog["secrets"]["path"] == "elsewhere/blog"
+    assert blog["settings"] == {
+        "WEB_CONCURRENCY": "3",
+        "FLAG": "true",
+        "NAMES": '["a", "b"]',
+        "TEXT": "from a template",
+    }
+    assert blog["workers"] == {"count": 3, "reasons": ["3 set by WEB_CONCURRENCY in apps.blog.settings"]}
+    assert blog["timeouts"]["stop"] == 110
+    assert set(blog["limits"]) == {"memory_max_mib", "cpu_quota_percent", "tasks_max"}
+
+
+def test_what_roles_get_of_the_host(results: dict[str, dict[str, Any]]) -> None:
+    """The facts of this machine, and the arithmetic of its database."""
+    host = results["two apps"]["host"]
+    assert host["cpus"] <= (os.cpu_count() or 1)
+    assert host["python_version"].startswith("3.")
+    assert host["released"] == sorted(path.parent.name for path in Path("/var/lib/forge").glob("*/state.json"))
+    assert host["package_lists"] == any(Path("/var/lib/apt/lists").glob("*Packages*"))
+    connections = host["connections"]["local"]
+    assert connections["required"] + connections["spare"] == connections["max_connections"] == 100
+    assert connections["arithmetic"].startswith("shop: 1 hosts x ")
