@@ -70,15 +70,14 @@ class Names:
 
 
 def _top_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements that run at import, into the branches of `if`, `try` and `with`."""
+    """Yield the statements that run at import, into the branches of `if`, `try` and `with`, in their order."""
     for statement in body:
         yield statement
-        for field in ("body", "orelse", "finalbody"):
-            if isinstance(statement, (ast.If, ast.Try, ast.With)):
-                yield from _top_level(getattr(statement, field, []))
-        if isinstance(statement, ast.Try):
-            for handler in statement.handlers:
-                yield from _top_level(handler.body)
+        if isinstance(statement, (ast.If, ast.Try, ast.With)):
+            handlers = statement.handlers if isinstance(statement, ast.Try) else []
+            branches = [statement.body, *(handler.body for handler in handlers)]
+            for branch in [*branches, getattr(statement, "orelse", []), getattr(statement, "finalbody", [])]:
+                yield from _top_level(branch)
 
 
 def parse_target(text: str) -> Target | None:
