@@ -41,7 +41,7 @@ def parts(*, everywhere: bool) -> list[Part]:
     scenarios = {path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")}
     for scenario in sorted(scenarios, key=lambda name: (name != "default", name)):
         for distribution in DISTRIBUTIONS if everywhere or scenario == "default" else (NEWEST,):
-            command = ("molecule", "--no-ansi", "test", "--scenario-name", scenario)
+            command = ("molecule", "test", "--scenario-name", scenario)
             result.append(Part(f"{scenario} {distribution}", command, distribution))
     return result
 
