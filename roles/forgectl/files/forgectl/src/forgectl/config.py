@@ -75,7 +75,7 @@ class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: Name
     user: Name
     domain: Text
-    module: Annotated[str, msgspec.Meta(pattern=r"^[\w.]+:[\w.]+(\(\))?$")]
+    module: Annotated[str, msgspec.Meta(pattern=r"^[\w.]+:\w+(\(.*\))?$")]
     timeouts: Timeouts
     workers: Workers
     secrets: Secrets
