@@ -1,0 +1,398 @@
+"""The templates that carry logic, rendered by Ansible for an app at its defaults and one with every option changed.
+
+What is rendered is read as its consumer reads it, never compared with the text of the template.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "roles/forgectl/files/forgectl/src"), str(ROOT / "tests/plugins")]
+
+from forge.specs import read_options  # noqa: E402
+from forgectl.config import App, decode  # noqa: E402
+from sources import write  # noqa: E402
+
+# Whatever breaks quoting in TOML, in units and in Python.
+HARD = "\\ \"double\" 'single' $HOME `id` %n %% # ; ünïcode 鍵\nnext line\ttab"
+PLAIN: dict[str, Any] = {
+    "domain": "plain.example.com",
+    "source": "{{ sources }}",
+    "module": "shop.main:app",
+    "python_path": "src",
+    "secrets": {"role_id": "r", "variables": {"FORGE_SIGNING_KEY": "signing_key"}},
+}
+CHANGED: dict[str, Any] = {
+    "domain": "changed.example.com",
+    "aliases": ["www.changed.example.com", "old.example.com"],
+    "source": "{{ sources }}",
+    "module": "shop.main:create_app('x')",
+    "python_path": "./src",
+    "lock": "locks/production.txt",
+    "environment": "staging",
+    "settings": {"HARD": HARD, "NUMBER": 5, "FLAG": False},
+    "workers": 3,
+    "worker_memory_mib": 90,
+    "memory_max_mib": 777,
+    "cpu_quota_percent": 60,
+    "tasks_max": 99,
+    "request_timeout": 130,
+    "max_body_kib": 5,
+    "health_path": "/live",
+    "ready_path": "/able",
+    "metrics_path": "/numbers",
+    "keep_releases": 3,
+    "secrets": {
+        "path": "team/changed",
+        "approle": "team-changed",
+        "role_id": "r",
+        "variables": {"KEY_ONE": "one", "KEY_TWO": "two"},
+    },
+    "database": {
+        "placement": "external",
+        "name": "shop_db",
+        "url": "postgresql+asyncpg://shop@db.example.com/shop_db",
+        "migration_url": "postgresql+asyncpg://mover@db.example.com/shop_db",
+        "url_variable": "DATABASE_URL",
+        "password_key": "app_password",
+        "pool_max": 2,
+        "pool_variable": "POOL",
+        "migration": {
+            "command": ["shop.migrate", "--to", "head it's"],
+            "path": "team/changed/migrate",
+            "approle": "team-changed-migrate",
+            "role_id": "m",
+            "password_key": "mover_password",
+            "variables": {"DATABASE_PASSWORD": "mover_password"},
+        },
+    },
+}
+FILES = {
+    "forgectl": ["app.toml"],
+    "app": ["slot.conf", "gunicorn.conf.py", "migrate@.service", "app@.socket"],
+    "nginx": ["site.conf"],
+}
+PLAY = """
+- hosts: all
+  gather_facts: false
+  roles:
+    - preflight
+  tasks:
+    - name: Take the host for another
+      ansible.builtin.set_fact:
+        forge_host: "{{ forge_host | combine(pretended) }}"
+    - name: Render
+      ansible.builtin.template:
+        src: "{{ root }}/roles/{{ item }}.j2"
+        dest: "{{ rendered }}/{{ inventory_hostname }}/{{ item | basename }}"
+        mode: "0600"
+      loop: "{{ templates }}"
+      vars:
+        app: "{{ forge_apps[0] }}"
+"""
+
+Entry = dict[str, Any]
+Render = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run preflight and the template module on this machine, once."""
+    folder = tmp_path_factory.mktemp("templates")
+    source = write(folder / "shop")
+    (source / "locks").mkdir()
+    (source / "locks/production.txt").write_text((source / "requirements.txt").read_text())
+    release = platform.freedesktop_os_release()
+    variables: dict[str, Any] = {}
+    for role in ("secrets", "nginx", "base", "nginx", "app", "forgectl"):
+        for kind in ("defaults", "vars"):
+            file = ROOT / "roles" / role / kind / "main.yml"
+            variables |= yaml.safe_load(file.read_text()) if file.exists() else {}
+    variables |= {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+        "root": str(ROOT),
+        "sources": str(source),
+        "rendered": str(folder),
+        "templates": [f"{role}/templates/{name}" for role, names in FILES.items() for name in names],
+        "preflight_distributions": {release["ID"].capitalize(): [release.get("VERSION_ID", "")]},
+        "preflight_systemd_minimum": 0,
+        "preflight_disk_minimum_mib": 1,
+        "preflight_ports": [],
+        "secrets_vault_address": "https://vault.example.com:8200",
+        "secrets_vault_ca_file": "/etc/forge/ca.pem",
+    }
+    hosts = {
+        "plain": {"apps": {"plain": PLAIN}, "pretended": {"distribution": "Debian", "distribution_version": "13"}},
+        "changed": {
+            "apps": {"changed": CHANGED},
+            "pretended": {"distribution": "Debian", "distribution_version": "12"},
+            "nginx_ipv6": False,
+            "nginx_hsts_seconds": 0,
+            "secrets_kv_mount": "kv",
+            "secrets_approle_mount": "machines",
+        },
+    }
+    for name in hosts:
+        (folder / name).mkdir()
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts, "vars": variables}}))
+    (folder / "play.yml").write_text(PLAY)
+    done = subprocess.run(
+        ["ansible-playbook", "--inventory", f"{folder}/hosts.yml", f"{folder}/play.yml"],
+        cwd=ROOT,
+        env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_ROLES_PATH": str(ROOT / "roles")},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def described(rendered: Path, app: str) -> App:
+    """Read the description as forgectl does."""
+    path = rendered / app / "app.toml"
+    return decode(path.read_bytes(), path)
+
+
+def unit(rendered: Path, app: str, name: str) -> dict[str, list[str]]:
+    """Read a unit or a drop-in: every key with its values in their order."""
+    found: dict[str, list[str]] = {}
+    for line in (rendered / app / name).read_text().splitlines():
+        if line and not line.startswith(("#", "[")):
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def blocks(rendered: Path, app: str) -> list[Any]:
+    """Read a site as Nginx does: a list of directives, each its words and the block that follows, if any."""
+    text = re.sub(r"^\s*#.*$", "", (rendered / app / "site.conf").read_text(), flags=re.MULTILINE)
+    tokens = iter(re.findall(r"\"[^\"]*\"|[{};]|[^\s{};]+", text))
+
+    def read() -> list[Any]:
+        directives: list[Any] = []
+        words: list[str] = []
+        for token in tokens:
+            if token == "}":
+                break
+            if token in ("{", ";"):
+                directives.append((words, read() if token == "{" else None))
+                words = []
+            else:
+                words.append(token.strip('"'))
+        return directives
+
+    return read()
+
+
+def values(block: list[Any], name: str) -> list[list[str]]:
+    """Return the arguments of each directive `name` in a block."""
+    return [words[1:] for words, _ in block if words[0] == name]
+
+
+def servers(rendered: Path, app: str) -> tuple[list[Any], list[Any]]:
+    """Return the redirecting server and the one with TLS."""
+    plain, tls = [body for words, body in blocks(rendered, app) if words == ["server"]]
+    return plain, tls
+
+
+def test_every_option_is_changed() -> None:
+    """An option that the specification gains has to be given here, with another value than its default."""
+
+    def unchanged(options: Entry, entry: Entry, where: str = "") -> list[str]:
+        found = []
+        for name, spec in options.items():
+            if name not in entry or entry[name] == spec.get("default"):
+                found.append(where + name)
+            elif spec.get("options"):
+                found += unchanged(spec["options"], entry[name], f"{where}{name}.")
+        return found
+
+    assert unchanged(read_options(ROOT / "roles", "app", "entry"), CHANGED) == []
+
+
+def test_description_of_a_plain_app(rendered: Path) -> None:
+    """forgectl takes it, and it has what follows from the name."""
+    app = described(rendered, "plain")
+    assert (app.name, app.user, app.domain, app.module) == ("plain", "plain", "plain.example.com", "shop.main:app")
+    assert app.settings == {"FORGE_ENVIRONMENT": "production"}
+    assert (app.secrets.path, app.secrets.kv_mount, app.secrets.approle_mount) == (
+        "forge/plain/app",
+        "secret",
+        "approle",
+    )
+    assert (app.database, app.migration) == (None, None)
+    assert app.workers.reasons
+
+
+def test_description_of_a_changed_app(rendered: Path) -> None:
+    """Every option arrives, whatever characters it holds."""
+    app = described(rendered, "changed")
+    assert (app.module, app.python_path, app.lock) == ("shop.main:create_app('x')", "./src", "locks/production.txt")
+    assert (app.ready_path, app.health_path, app.keep_releases, app.workers.count) == ("/able", "/live", 3, 3)
+    assert app.settings == {
+        "FORGE_ENVIRONMENT": "staging",
+        "DATABASE_URL": "postgresql+asyncpg://shop@db.example.com/shop_db",
+        "POOL": "2",
+        "HARD": HARD,
+        "NUMBER": "5",
+        "FLAG": "false",
+    }
+    assert (app.secrets.path, app.secrets.kv_mount, app.secrets.approle_mount) == ("team/changed", "kv", "machines")
+    assert app.secrets.variables == {"KEY_ONE": "one", "KEY_TWO": "two"}
+    assert app.database is not None
+    assert (app.database.placement, app.database.name, app.database.app_key) == ("external", "shop_db", "app_password")
+    assert app.database.migrate_key == "mover_password"
+    assert app.migration is not None
+    assert app.migration.command == ["shop.migrate", "--to", "head it's"]
+    assert (app.migration.user, app.migration.path) == ("changed-migrate", "team/changed/migrate")
+    assert app.migration.settings["DATABASE_URL"] == "postgresql+asyncpg://mover@db.example.com/shop_db"
+    assert app.migration.variables == {"DATABASE_PASSWORD": "mover_password"}
+
+
+@pytest.mark.parametrize(("name", "request_timeout"), [("plain", 25), ("changed", 130)])
+def test_the_timeout_chain_is_one(rendered: Path, name: str, request_timeout: int) -> None:
+    """Nginx, Gunicorn, systemd and forgectl have the same numbers, each inner one below its outer."""
+    _, tls = servers(rendered, name)
+    gunicorn = runpy.run_path(str(rendered / name / "gunicorn.conf.py"))
+    slot = unit(rendered, name, "slot.conf")
+    app = described(rendered, name)
+    read, send, connect = (
+        int(values(tls, f"proxy_{kind}_timeout")[0][0].removesuffix("s")) for kind in ("read", "send", "connect")
+    )
+    stop, start = int(slot["TimeoutStopSec"][0]), int(slot["TimeoutStartSec"][0])
+    assert request_timeout == read == send == app.timeouts.request
+    assert connect < read < app.timeouts.app_graceful < gunicorn["graceful_timeout"] < stop
+    assert read < gunicorn["timeout"] == app.timeouts.heartbeat
+    assert app.timeouts.proxy_idle < gunicorn["keepalive"] == app.timeouts.app_keepalive
+    assert (stop, start) == (app.timeouts.stop, app.timeouts.start)
+
+
+def test_limits_reach_the_unit(rendered: Path) -> None:
+    """Those of the inventory, on the app and on its migration."""
+    slot, migration = (unit(rendered, "changed", name) for name in ("slot.conf", "migrate@.service"))
+    assert (slot["MemoryMax"], slot["CPUQuota"], slot["TasksMax"]) == (["777M"], ["60%"], ["99"])
+    assert (migration["MemoryMax"], migration["TasksMax"]) == (["777M"], ["99"])
+    plain = unit(rendered, "plain", "slot.conf")
+    assert int(plain["MemoryMax"][0].removesuffix("M")) >= 150 * described(rendered, "plain").workers.count
+
+
+@pytest.mark.parametrize("name", ["plain", "changed"])
+def test_app_and_migration_share_no_identity(rendered: Path, name: str) -> None:
+    """Each has a user and sealed credentials of its own, and no value of a secret is in either."""
+    slot, migration = (unit(rendered, name, file) for file in ("slot.conf", "migrate@.service"))
+    assert (slot["User"], migration["User"]) == ([name], [f"{name}-migrate"])
+    credentials = [value.split(":") for value in slot["LoadCredentialEncrypted"]]
+    assert [credential for credential, _ in credentials] == ["role-id", "secret-id"]
+    others = {value.split(":")[1] for value in migration["LoadCredentialEncrypted"]}
+    assert not others & {path for _, path in credentials}
+    assert "Environment" not in slot
+    assert "EnvironmentFile" not in slot
+
+
+@pytest.mark.parametrize("name", ["plain", "changed"])
+def test_sandbox_is_in_both_units(rendered: Path, name: str) -> None:
+    """The same, and the app may write to its own state alone."""
+    slot, migration = (unit(rendered, name, file) for file in ("slot.conf", "migrate@.service"))
+    for key in ("ProtectSystem", "NoNewPrivileges", "CapabilityBoundingSet", "SystemCallFilter", "UMask"):
+        assert slot[key] == migration[key]
+    assert slot["ProtectSystem"] == ["strict"]
+    assert slot["ReadWritePaths"] == [f"/var/lib/{name}"]
+    assert "ReadWritePaths" not in migration
+
+
+def test_gunicorn_takes_the_count_or_its_override(rendered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WEB_CONCURRENCY wins over what was computed."""
+    path = str(rendered / "changed" / "gunicorn.conf.py")
+    assert runpy.run_path(path)["workers"] == 3
+    monkeypatch.setenv("WEB_CONCURRENCY", "7")
+    assert runpy.run_path(path)["workers"] == 7
+
+
+def test_gunicorn_neither_preloads_nor_reloads_nor_listens(rendered: Path) -> None:
+    """Pools are made in each worker; the listener is systemd's; nothing watches files."""
+    settings = runpy.run_path(str(rendered / "plain" / "gunicorn.conf.py"))
+    assert not {"preload_app", "reload", "bind", "max_requests"} & set(settings)
+    assert settings["worker_class"].endswith("UvicornWorker")
+    assert settings["control_socket_disable"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("plain", ["plain.example.com"]),
+        ("changed", ["changed.example.com", "www.changed.example.com", "old.example.com"]),
+    ],
+)
+def test_site_answers_for_its_names(rendered: Path, name: str, names: list[str]) -> None:
+    """Both servers, and the first only sends on to TLS."""
+    plain, tls = servers(rendered, name)
+    assert values(plain, "server_name") == values(tls, "server_name") == [names]
+    assert values(plain, "return") == [["308", "https://$host$request_uri"]]
+    assert not [words for words, _ in plain if words[0] in ("location", "proxy_pass", "root")]
+    assert all("ssl" in listen for listen in values(tls, "listen"))
+    assert not any("ssl" in listen for listen in values(plain, "listen"))
+
+
+def test_site_speaks_http2_the_way_its_nginx_knows(rendered: Path) -> None:
+    """Nginx 1.25 has a directive for it, older ones a parameter of `listen`."""
+    newer, older = (servers(rendered, name)[1] for name in ("plain", "changed"))
+    assert values(newer, "http2") == [["on"]]
+    assert not any("http2" in listen for listen in values(newer, "listen"))
+    assert values(older, "http2") == []
+    assert all("http2" in listen for listen in values(older, "listen"))
+
+
+def test_site_follows_the_roles_variables(rendered: Path) -> None:
+    """IPv6 and HSTS can be turned off; limits are the app's."""
+    _, plain = servers(rendered, "plain")
+    _, changed = servers(rendered, "changed")
+    assert [listen[0] for listen in values(plain, "listen")] == ["443", "[::]:443"]
+    assert [listen[0] for listen in values(changed, "listen")] == ["443"]
+    assert "Strict-Transport-Security" in [header[0] for header in values(plain, "add_header")]
+    assert "Strict-Transport-Security" not in [header[0] for header in values(changed, "add_header")]
+    assert (values(plain, "client_max_body_size"), values(changed, "client_max_body_size")) == ([["1024k"]], [["5k"]])
+
+
+@pytest.mark.parametrize("name", ["plain", "changed"])
+def test_site_hands_on_only_what_nginx_knows_itself(rendered: Path, name: str) -> None:
+    """No header of the client's about itself gets through, in any location."""
+    _, tls = servers(rendered, name)
+    headers = dict(values(tls, "proxy_set_header"))
+    assert headers["X-Forwarded-For"] == "$remote_addr"
+    assert headers["X-Request-ID"] == "$request_id"
+    assert (headers["X-Forwarded-Host"], headers["Forwarded"]) == ("", "")
+    locations = {words[-1]: body for words, body in tls if words[0] == "location"}
+    # One such directive in a location would turn off all that it inherits.
+    assert not [
+        words for body in locations.values() for words, _ in body if words[0] in ("proxy_set_header", "add_header")
+    ]
+    metrics = locations["/metrics" if name == "plain" else "/numbers"]
+    assert values(metrics, "allow") == [["127.0.0.1"], ["::1"]]
+    assert values(metrics, "deny") == [["all"]]
+
+
+@pytest.mark.parametrize("name", ["plain", "changed"])
+def test_nginx_reaches_the_live_socket_and_no_other(rendered: Path, name: str) -> None:
+    """All locations go to the upstream, which is the symlink that a cutover swaps."""
+    (upstream,) = [body for words, body in blocks(rendered, name) if words[0] == "upstream"]
+    (server,) = values(upstream, "server")
+    assert server[0] == f"unix:/run/{name}/live.sock"
+    _, tls = servers(rendered, name)
+    targets = {values(body, "proxy_pass")[0][0] for words, body in tls if words[0] == "location"}
+    assert targets == {f"http://forge_{name}"}
+    (listener,) = unit(rendered, name, "app@.socket")["ListenStream"]
+    assert Path(listener).parent == Path(server[0].removeprefix("unix:")).parent
