@@ -17,7 +17,7 @@ LOGS = ROOT / ".cache" / "test"
 DISTRIBUTIONS = ("bookworm", "trixie")
 NEWEST = "trixie"
 # The last line of a pytest run, such as "== 2 failed, 31 passed in 4.05s ==".
-SUMMARY = re.compile(r"^=*\s*((?:\d+ [a-z]+(?:, )?)+) in [\d.]+s", re.MULTILINE)
+SUMMARY = re.compile(r"^[\s│]*=*\s*((?:\d+ [a-z]+(?:, )?)+) in [\d.]+s", re.MULTILINE)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -29,8 +29,6 @@ HERE = Path(__file__).resolve().parent
 PODMAN = HERE / "podman"
 PORT = 8200
 START_SECONDS = 60.0
-KV_MOUNT = "secret"
-APPROLE_MOUNT = "approle"
 
 # Characters that break shells, env files, URLs, SQL and 8-bit channels, so that every test runs with them.
 # No newline: SASLprep (RFC 4013) forbids control characters in a password.
@@ -68,26 +66,36 @@ class VaultError(click.ClickException):
 
 
 @dataclass(frozen=True)
+class Mounts:
+    """Where the server's engines are mounted, and what the names of AppRoles and paths begin with."""
+
+    kv: str
+    approle: str
+    prefix: str
+
+
+@dataclass(frozen=True)
 class Identity:
     """One of an app's AppRoles, the only reader of one KV path."""
 
+    mounts: Mounts
     app: str
     kind: str  # "app" or "migrate"
 
     @property
     def name(self) -> str:
         """Name of the AppRole and of its policy."""
-        return f"forge-{self.app}-{self.kind}"
+        return f"{self.mounts.prefix}-{self.app}-{self.kind}"
 
     @property
     def path(self) -> str:
         """KV v2 path below the mount."""
-        return f"forge/{self.app}/{self.kind}"
+        return f"{self.mounts.prefix}/{self.app}/{self.kind}"
 
     @property
     def policy(self) -> str:
         """Policy that reads that path and nothing else."""
-        return f'path "{KV_MOUNT}/data/{self.path}" {{\n  capabilities = ["read"]\n}}\n'
+        return f'path "{self.mounts.kv}/data/{self.path}" {{\n  capabilities = ["read"]\n}}\n'
 
     def values(self) -> dict[str, str]:
         """Fresh random values of every key at the path."""
@@ -108,7 +116,7 @@ def control_policy(identities: list[Identity]) -> str:
     Without `min_wrapping_ttl` the same right would also hand out unwrapped ones.
     """
     return "".join(
-        f'path "auth/{APPROLE_MOUNT}/role/{identity.name}/secret-id" {{\n'
+        f'path "auth/{identity.mounts.approle}/role/{identity.name}/secret-id" {{\n'
         '  capabilities     = ["create", "update"]\n'
         '  min_wrapping_ttl = "60s"\n'
         '  max_wrapping_ttl = "300s"\n'
@@ -365,8 +373,9 @@ class Server:
 class Setup:
     """What the platform expects of a Vault: mounts, policies, AppRoles, values; written only where it differs."""
 
-    def __init__(self, client: hvac.Client, identities: list[Identity]) -> None:
+    def __init__(self, client: hvac.Client, mounts: Mounts, identities: list[Identity]) -> None:
         self.client = client
+        self.mounts = mounts
         self.identities = identities
         self.changed = False
 
@@ -376,18 +385,18 @@ class Setup:
         Returns:
             Role ids by app and by kind of identity.
         """
-        if f"{KV_MOUNT}/" not in self.client.sys.list_mounted_secrets_engines()["data"]:
-            self.client.sys.enable_secrets_engine("kv", path=KV_MOUNT, options={"version": "2"})
+        if f"{self.mounts.kv}/" not in self.client.sys.list_mounted_secrets_engines()["data"]:
+            self.client.sys.enable_secrets_engine("kv", path=self.mounts.kv, options={"version": "2"})
             self.changed = True
-        if f"{APPROLE_MOUNT}/" not in self.client.sys.list_auth_methods()["data"]:
-            self.client.sys.enable_auth_method("approle", path=APPROLE_MOUNT)
+        if f"{self.mounts.approle}/" not in self.client.sys.list_auth_methods()["data"]:
+            self.client.sys.enable_auth_method("approle", path=self.mounts.approle)
             self.changed = True
         role_ids: dict[str, dict[str, str]] = {}
         for identity in self.identities:
             self._policy(identity.name, identity.policy)
             self._role(identity)
             self._values(identity)
-            role = self.client.auth.approle.read_role_id(identity.name, mount_point=APPROLE_MOUNT)
+            role = self.client.auth.approle.read_role_id(identity.name, mount_point=self.mounts.approle)
             role_ids.setdefault(identity.app, {})[identity.kind] = role["data"]["role_id"]
         self._policy("forge-control", control_policy(self.identities))
         self._control_token(token_file)
@@ -413,19 +422,19 @@ class Setup:
             "bind_secret_id": True,
         }
         try:
-            present = self.client.auth.approle.read_role(identity.name, mount_point=APPROLE_MOUNT)["data"]
+            present = self.client.auth.approle.read_role(identity.name, mount_point=self.mounts.approle)["data"]
         except hvac.exceptions.InvalidPath:
             present = {}
         if any(present.get(key) != value for key, value in wanted.items()):
-            self.client.auth.approle.create_or_update_approle(identity.name, mount_point=APPROLE_MOUNT, **wanted)
+            self.client.auth.approle.create_or_update_approle(identity.name, mount_point=self.mounts.approle, **wanted)
             self.changed = True
 
     def _values(self, identity: Identity) -> None:
         try:
-            self.client.secrets.kv.v2.read_secret_metadata(identity.path, mount_point=KV_MOUNT)
+            self.client.secrets.kv.v2.read_secret_metadata(identity.path, mount_point=self.mounts.kv)
         except hvac.exceptions.InvalidPath:
             self.client.secrets.kv.v2.create_or_update_secret(
-                identity.path, identity.values(), cas=0, mount_point=KV_MOUNT
+                identity.path, identity.values(), cas=0, mount_point=self.mounts.kv
             )
             self.changed = True
 
@@ -460,7 +469,19 @@ def main() -> None:
     help="Folder for keys, certificates, the control machine's token and control.json.",
 )
 @click.option("--app", "apps", multiple=True, required=True, help="App to make identities and secrets for; repeatable.")
-def up(container: str, network: str, image: str, state: Path, apps: tuple[str, ...]) -> None:
+@click.option("--kv-mount", default="secret", show_default=True, help="Mount of the KV v2 engine.")
+@click.option("--approle-mount", default="approle", show_default=True, help="Mount of the AppRole method.")
+@click.option("--prefix", default="forge", show_default=True, help="What names of AppRoles and paths begin with.")
+def up(
+    container: str,
+    network: str,
+    image: str,
+    state: Path,
+    apps: tuple[str, ...],
+    kv_mount: str,
+    approle_mount: str,
+    prefix: str,
+) -> None:
     """Bring the server up from whatever state it is in; a second run changes nothing.
 
     Prints one JSON object, the same as in control.json: address, ca_file, token_file, role_ids, changed.
@@ -469,7 +490,9 @@ def up(container: str, network: str, image: str, state: Path, apps: tuple[str, .
     server = Server(container, network, image, state)
     started = server.start()
     root_token, opened = server.open()
-    setup = Setup(server.client(root_token), [Identity(app, kind) for app in apps for kind in ("app", "migrate")])
+    mounts = Mounts(kv_mount, approle_mount, prefix)
+    identities = [Identity(mounts, app, kind) for app in apps for kind in ("app", "migrate")]
+    setup = Setup(server.client(root_token), mounts, identities)
     token_file = state / "control.token"
     result = {
         "address": server.url,

@@ -1,0 +1,141 @@
+"""Every variable that was overridden is in force on the live host."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from testinfra.host import Host
+
+STATE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
+ROLES = Path(__file__).resolve().parents[3] / "roles"
+# What a throwaway host can't show, and why.
+NOT_OVERRIDDEN = {
+    "base_apt_proxy": "there is no proxy",
+    "base_swap_mib": "a container has no swap of its own",
+    "secrets_no_log": "would print wrapping tokens",
+    "secrets_vault_token": "set by every scenario",
+    "nginx_tls_ca_name": "of the other source of certificates",
+    "health_path": "fixed by the app",
+    "ready_path": "fixed by the app",
+    "metrics_path": "fixed by the app",
+    "lock": "the app has one",
+    "module": "the app has one",
+    "apps.database.placement": "there is no other server",
+    "apps.database.url": "of an external server",
+    "apps.database.migration_url": "of an external server",
+    "apps.database.url_variable": "fixed by the app",
+    "apps.database.pool_variable": "fixed by the app",
+    "apps.database.password_key": "fixed by the values in Vault",
+    "apps.database.migration.password_key": "fixed by the values in Vault",
+    "apps.database.migration.variables": "fixed by the app",
+}
+
+
+def options(role: str, entry_point: str) -> dict[str, dict[str, Any]]:
+    """Read the options of a role's entry point."""
+    specification = yaml.safe_load((ROLES / role / "meta/argument_specs.yml").read_text())
+    return dict(specification["argument_specs"][entry_point]["options"])
+
+
+def unchanged(where: str, values: dict[str, Any], specification: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Name the options that are unset or at their default."""
+    for name, option in specification.items():
+        path = f"{where}{name}"
+        if path in NOT_OVERRIDDEN or name in NOT_OVERRIDDEN:
+            continue
+        if name not in values or ("default" in option and values[name] == option["default"]):
+            yield path
+        elif isinstance(values[name], dict) and "options" in option:
+            yield from unchanged(f"{path}.", values[name], option["options"])
+
+
+@pytest.fixture
+def variables(host: Host) -> dict[str, Any]:
+    """The variables of the host, as they stand in the inventory."""
+    return dict(host.ansible.get_variables())
+
+
+def test_every_variable_is_overridden(variables: dict[str, Any]) -> None:
+    """A new variable needs a value here, or a reason above."""
+    found = [
+        path
+        for role in sorted(path.name for path in ROLES.iterdir())
+        for path in unchanged("", variables, options(role, "main"))
+    ]
+    found += unchanged("apps.", variables["apps"]["inbox"], options("app", "entry"))
+    assert found == []
+
+
+def test_files_are_the_certificate(client: httpx.Client) -> None:
+    """Nginx serves the certificate that was brought along, the only one that the client trusts; for the alias as well."""
+    assert client.get("/ready").status_code == 200
+    assert client.get("https://www.events.example.org/ready").status_code == 200
+
+
+def test_edge(host: Host, client: httpx.Client) -> None:
+    """No HSTS, no IPv6, the smaller body; and the client is whom the load balancer names."""
+    answer = client.get("/health", headers={"X-Real-IP": "192.0.2.7"})
+    assert "strict-transport-security" not in answer.headers
+    assert client.post("/v1/events", content=b" " * 65 * 1024).status_code == 413
+    assert not host.socket("tcp://:::443").is_listening
+    assert host.socket("tcp://0.0.0.0:443").is_listening
+    entry = host.check_output("grep %s /var/log/nginx/inbox.json", answer.headers["x-request-id"])
+    assert '"client":"192.0.2.7"' in entry
+
+
+def test_app_runs_within_its_limits(host: Host, status: Callable[[], dict[str, Any]], live: str) -> None:
+    """One worker, and the limits of the entry on its slot."""
+    assert status()["workers"]["count"] == 1
+    master = host.service(live).systemd_properties["MainPID"]
+    assert len(host.check_output("pgrep --parent %s", master).split()) == 1
+    shown = host.service(live).systemd_properties
+    assert int(shown["MemoryMax"]) == 400 * 2**20
+    assert shown["CPUQuotaPerSecUSec"] == "1.500000s"
+    assert shown["TasksMax"] == "100"
+    assert shown["TimeoutStopUSec"] == "15s"
+
+
+def test_database(host: Host, client: httpx.Client) -> None:
+    """Another name, server settings and environment; an event arrives in it."""
+    posted = client.post("/v1/events", json={"type": "a.b", "payload": {}}, headers={"Idempotency-Key": "alternative"})
+    assert posted.status_code in (200, 201)
+
+    def ask(query: str) -> str:
+        with host.sudo("postgres"):
+            return str(host.check_output("psql --no-align --tuples-only --dbname=ledger --command=%s", query))
+
+    assert ask("SELECT count(*) FROM event") == "1"
+    assert ask("SHOW max_connections") == "60"
+    assert ask("SHOW shared_buffers") == "64MB"
+    assert ask("SHOW log_min_duration_statement") == "250ms"
+    assert ask("SELECT current_setting('forge.environment')") == "staging"
+
+
+def test_secrets_come_from_the_other_mounts(host: Host) -> None:
+    """The paths, AppRoles and mounts of the inventory are those that are asked."""
+    assert '"ok"' in host.check_output("forgectl secrets check inbox --json")
+    assert host.run("grep -c team/inbox /etc/forge/apps/inbox.toml").stdout.strip() == "2"
+
+
+def test_host(host: Host) -> None:
+    """Packages, operators, upgrades, trust and logs."""
+    assert host.package("jq").is_installed
+    assert 'Unattended-Upgrade "0"' in host.check_output("apt-config dump APT::Periodic::Unattended-Upgrade")
+    assert {"sudo", "systemd-journal"} <= set(host.user("operator").groups)
+    with host.sudo("operator"):
+        assert host.check_output("sudo --non-interactive whoami") == "root"
+    vault = json.loads((STATE / "vault" / "control.json").read_text())["address"]
+    fetch = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1])"
+    host.check_output("/usr/bin/python3 -c %s %s", fetch, f"{vault}/v1/sys/health")
+    journal = host.check_output("systemd-analyze cat-config systemd/journald.conf")
+    for line in ("SystemMaxUse=256M", "SystemKeepFree=512M", "MaxRetentionSec=7day", "RateLimitBurst=5000"):
+        assert line in journal
+    rotation = host.check_output("logrotate --debug /etc/logrotate.d/forge 2>&1")
+    assert "(3 rotations)" in rotation
