@@ -74,7 +74,7 @@ def test_every_variable_is_overridden(variables: dict[str, Any]) -> None:
 
 
 def test_files_are_the_certificate(client: httpx.Client) -> None:
-    """Nginx serves the certificate that was brought along, the only one that the client trusts; for the alias as well."""
+    """Nginx serves the certificate that was brought along, the only one that the client trusts, for the alias too."""
     assert client.get("/ready").status_code == 200
     assert client.get("https://www.events.example.org/ready").status_code == 200
 
