@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 DISTRO ?= trixie
+SCENARIO ?= default
 export DISTRO
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Where it is set, as in many containers, every ansible-playbook would compile Ansible anew: seconds each time.
@@ -35,6 +36,11 @@ test: venv  ## Everything: check, scenario default on both distributions, the ot
 test-all: venv  ## The same, with every scenario on both distributions
 	@scripts/packages test
 	@python3 scripts/test.py --everywhere
+
+.PHONY: scenario
+scenario: venv  ## One scenario: make scenario SCENARIO=default DISTRO=bookworm
+	@scripts/packages demo
+	molecule --no-ansi test --scenario-name $(SCENARIO)
 
 .PHONY: check
 check: venv app-venv packages  ## Lint, types, secret scan, unit and policy tests; no container
@@ -93,6 +99,10 @@ venv:  ## Make .venv from requirements.txt
 .PHONY: app-venv
 app-venv: venv
 	@scripts/venv app/requirements-dev.txt $(APP_VENV)
+
+.PHONY: docs
+docs: venv  ## Write docs/variables.md from the roles' specifications
+	python scripts/document
 
 .PHONY: lock
 lock: venv  ## Pin requirements.in by version and hash into requirements.txt; UPGRADE=1 for the newest versions

@@ -1,0 +1,87 @@
+"""How scripts/test.py counts, and that it fails when anything in it does."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module, with logs of its own; the standard library has a `test` already."""
+    spec = importlib.util.spec_from_file_location("forge_test_runner", ROOT / "scripts" / "test.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "LOGS", tmp_path / "logs")
+    monkeypatch.setattr(sys, "argv", ["test.py"])
+    return module
+
+
+@pytest.mark.parametrize(
+    ("output", "counted"),
+    [
+        ("===== 12 passed in 3.05s =====\n", (12, 0)),
+        ("12 passed in 61.05s (0:01:01)\n", (12, 0)),
+        ("= 2 failed, 31 passed, 4 warnings in 4.05s =\nnoise\n= 1 passed, 1 error in 0.1s =\n", (32, 3)),
+        ("= 1 failed, 2 errors in 4.05s =\n", (0, 3)),
+        ("it said: 3 passed in 2 minutes\nno tests ran in 0.01s\n", (0, 0)),
+        ("", (0, 0)),
+    ],
+)
+def test_counts(runner: ModuleType, output: str, counted: tuple[int, int]) -> None:
+    """Every pytest run in an output, and nothing else that looks like one."""
+    assert runner.counted(output) == counted
+
+
+def test_what_pytest_really_prints(runner: ModuleType, tmp_path: Path) -> None:
+    """Of the version that is installed, with colours and without."""
+    (tmp_path / "test_it.py").write_text("def test_a(): pass\ndef test_b(): assert 0\ndef test_c(nothing): pass\n")
+    for colour in ("yes", "no"):
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--color={colour}", str(tmp_path)]
+        output = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=False).stdout
+        assert runner.counted(runner.COLOUR.sub("", output)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("scripts", "status", "summary"),
+    [
+        (["echo 3 passed in 1s", "true"], 0, "5 passed, 0 failed"),
+        (["echo '1 failed, 2 passed in 1s'; false", "echo 3 passed in 1s"], 1, "6 passed, 2 failed"),
+        # A part may fail with no test in it, and the others run all the same.
+        (["false", "echo 3 passed in 1s"], 1, "4 passed, 1 failed"),
+        # A test that failed counts although its command hid it.
+        (["echo 1 failed in 1s"], 1, "1 passed, 1 failed"),
+    ],
+)
+def test_verdict(
+    runner: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    scripts: list[str],
+    status: int,
+    summary: str,
+) -> None:
+    """The last line sums up, and the exit status says whether all of it passed."""
+    parts = [runner.Part(f"part {number}", ("sh", "-c", script)) for number, script in enumerate(scripts)]
+    monkeypatch.setattr(runner, "parts", lambda **_: parts)
+    assert runner.main() == status
+    assert capfd.readouterr().out.splitlines()[-1] == summary
+
+
+def test_parts(runner: ModuleType) -> None:
+    """The checks first, `default` on both distributions, every other scenario at least once."""
+    scenarios = {path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")}
+    names = [part.name for part in runner.parts(everywhere=False)]
+    assert names[:3] == ["check", "default bookworm", "default trixie"]
+    assert {name.split()[0] for name in names[1:]} == scenarios
+    assert len(runner.parts(everywhere=True)) == 1 + 2 * len(scenarios)
