@@ -22,7 +22,7 @@ sys.path.insert(0, str(SOURCE))
 from forgectl import config  # noqa: E402
 from forgectl.layout import Layout  # noqa: E402
 
-ROOT_TOKEN = "root-of-a-throwaway-server"  # noqa: S105
+ROOT_TOKEN = "root-of-a-throwaway-server"
 # Everything that breaks env files, shells and unit files.
 HARD_VALUES = {
     "quotes": """a "double" and a 'single' \\ backslash""",
@@ -86,9 +86,7 @@ class Bao:
             )
         self.client = self._connect(folder)
         self.client.sys.enable_auth_method("approle")
-        self.client.sys.create_or_update_policy(
-            "inbox", 'path "secret/data/forge/inbox/*" { capabilities = ["read"] }'
-        )
+        self.client.sys.create_or_update_policy("inbox", 'path "secret/data/forge/inbox/*" { capabilities = ["read"] }')
         self.client.auth.approle.create_or_update_approle("inbox", token_policies=["inbox"], token_ttl="5m")
         self.role_id = self.client.auth.approle.read_role_id("inbox")["data"]["role_id"]
 
@@ -121,7 +119,7 @@ class Bao:
                 try:
                     if client.is_authenticated() and "secret/" in client.sys.list_mounted_secrets_engines()["data"]:
                         return client
-                except Exception:  # it is not up yet
+                except Exception:  # noqa: BLE001 - whatever it is, the server is not up yet
                     time.sleep(0.05)
             time.sleep(0.05)
         raise RuntimeError((folder / "log").read_text())

@@ -10,7 +10,7 @@ from forgectl import database
 from forgectl.config import Database
 from forgectl.errors import Refused
 
-PASSWORDS = ["plain-ascii", "pässwörd Ключ", "soft\u00adhyphen", "ﬁ ligature \u2168", "no\u00a0break", 'q"\'$\\\nline']
+PASSWORDS = ["plain-ascii", "pässwörd Ключ", "soft\u00adhyphen", "ﬁ ligature \u2168", "no\u00a0break", "q\"'$\\\nline"]
 
 
 @pytest.fixture

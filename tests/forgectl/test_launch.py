@@ -42,7 +42,9 @@ def write(layout: Layout, settings: str) -> None:
     (layout.slots / "blue").symlink_to("../releases/R1")
 
 
-def launch(layout: Layout, mode: str = "app", which: str = "blue", **environment: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    layout: Layout, mode: str = "app", which: str = "blue", **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", LAUNCH, str(layout.root), mode, "inbox", which],
         env={
@@ -80,7 +82,11 @@ def test_the_app_gets_a_clean_environment(host: Layout) -> None:
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": f"{release}/source/src",
         "FORGE_ENVIRONMENT": "production",
-        **{"LISTEN_FDS": "1", "LISTEN_PID": "1", "LISTEN_FDNAMES": "x", "NOTIFY_SOCKET": "/n", "WATCHDOG_USEC": "5"},
+        "LISTEN_FDS": "1",
+        "LISTEN_PID": "1",
+        "LISTEN_FDNAMES": "x",
+        "NOTIFY_SOCKET": "/n",
+        "WATCHDOG_USEC": "5",
     }
 
 
@@ -112,11 +118,11 @@ def test_a_migration_has_settings_and_secrets_of_its_own(host: Layout, bao: Bao)
         host,
         describe(bao.address, str(bao.ca_file), VARIABLES)
         + '[migration]\nuser = "inbox-migrate"\ncommand = ["gunicorn", "head"]\npath = "forge/inbox/migrate"\n'
-        + '[migration.settings]\nFORGE_ENVIRONMENT = "staging"\n[migration.variables]\nPASSWORD = "password"\n',
+        + '[migration.settings]\nFORGE_ENVIRONMENT = "staging"\n[migration.variables]\nKEY = "password"\n',
     )
     arguments, environment, *_ = json.loads(launch(host, "migrate", "R1").stdout)
     assert arguments[1:] == ["head"]
-    assert (environment["FORGE_ENVIRONMENT"], environment["PASSWORD"]) == ("staging", "p")
+    assert (environment["FORGE_ENVIRONMENT"], environment["KEY"]) == ("staging", "p")
     assert not [name for name in environment if name.startswith("V_")]
 
 
@@ -131,9 +137,7 @@ def test_a_migration_has_settings_and_secrets_of_its_own(host: Layout, bao: Bao)
         ("settings", "expected the description of an app in"),
     ],
 )
-def test_one_line_says_why_it_failed(
-    host: Layout, bao: Bao, sealed_bao: Bao, breakage: str, expected: str
-) -> None:
+def test_one_line_says_why_it_failed(host: Layout, bao: Bao, sealed_bao: Bao, breakage: str, expected: str) -> None:
     secret_id = host.root / "credentials/secret-id"
     was = secret_id.read_text()
     if breakage == "sealed":

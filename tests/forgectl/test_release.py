@@ -1,0 +1,201 @@
+"""release.py: staging, names, pruning. What needs systemd is tested on a host."""
+
+import io
+import os
+import pwd
+import tarfile
+from pathlib import Path
+
+import msgspec
+import pytest
+from conftest import describe
+from forgectl import config, release, state, venv
+from forgectl.errors import Refused
+from forgectl.layout import Layout
+from forgectl.state import Entry, Operation, Slotted, State
+
+GROUP = pwd.getpwuid(os.getuid()).pw_gid
+
+
+def archive(path: Path, members: dict[str, str | bytes], links: dict[str, str] | None = None) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            data = content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            member.mode = 0o755 if name.endswith(".sh") else 0o644
+            tar.addfile(member, io.BytesIO(data))
+        for name, target in (links or {}).items():
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.SYMTYPE
+            member.linkname = target
+            tar.addfile(member)
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return archive(
+        tmp_path / "source.tar",
+        {"requirements.txt": "x==1\n", "src/inbox/main.py": "app = 1\n", "run.sh": "#!/bin/sh\n"},
+        {"src/link.py": "inbox/main.py"},
+    )
+
+
+def app(layout: Layout) -> config.App:
+    return config.load(layout.description)
+
+
+def stage(layout: Layout, path: Path, digest: str = "d" * 64, source_digest: str = "s" * 64) -> release.Record:
+    return release.stage(layout, app(layout), digest, source_digest, path, None, GROUP)
+
+
+def test_a_staged_release_is_whole_and_read_only(layout: Layout, source: Path) -> None:
+    record = stage(layout, source)
+    folder = layout.releases / record.id
+    assert record.id.endswith("-" + "d" * 12)
+    assert (folder / "settings.toml").read_bytes() == layout.description.read_bytes()
+    assert (folder / "slot.conf").read_bytes() == (layout.inputs / "slot.conf").read_bytes()
+    assert (folder / "source/src/link.py").read_text() == "app = 1\n"
+    assert (folder / "venv").readlink().name == venv.name(b"x==1\n") == record.venv
+    assert list((folder / "source/src/inbox/__pycache__").glob("main.*.pyc"))
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            assert path.stat().st_mode & 0o227 == 0, path  # nobody writes, others do not even read
+            assert path.stat().st_gid == GROUP
+    assert (folder / "source/run.sh").stat().st_mode & 0o110 == 0o110
+    assert [each.id for each in release.records(layout)] == [record.id]
+    assert not list(layout.releases.glob(".*"))
+
+
+def test_new_settings_take_the_source_of_an_older_release(layout: Layout, source: Path) -> None:
+    first = stage(layout, source)
+    layout.description.write_text(describe().replace("count = 2", "count = 3"))
+    second = release.stage(layout, app(layout), "e" * 64, "s" * 64, None, first, GROUP)
+    assert (layout.releases / second.id / "source/src/inbox/main.py").read_text() == "app = 1\n"
+    assert "count = 3" in (layout.releases / second.id / "settings.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("members", "links", "expected"),
+    [
+        ({"../out": "x"}, {}, "names inside the source"),
+        ({"/etc/out": "x"}, {}, "names inside the source"),
+        ({}, {"out": "/etc/passwd"}, "links inside the source"),
+        ({}, {"a/out": "../../x"}, "links inside the source"),
+        ({"src/x": "x"}, {}, "expected the lock requirements.txt"),
+    ],
+)
+def test_an_archive_that_is_unsafe_is_refused(
+    layout: Layout, tmp_path: Path, members: dict[str, str | bytes], links: dict[str, str], expected: str
+) -> None:
+    with pytest.raises(Refused, match=expected):
+        stage(layout, archive(tmp_path / "bad.tar", members, links))
+    assert not list(layout.releases.iterdir())
+
+
+def test_nothing_is_written_through_a_link(layout: Layout, tmp_path: Path) -> None:
+    path = tmp_path / "bad.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, target in (("a", "b"), ("a/c", None)):
+            member = tarfile.TarInfo(name)
+            if target:
+                member.type, member.linkname = tarfile.SYMTYPE, target
+            tar.addfile(member)
+    with pytest.raises(Refused, match="names inside the source"):
+        stage(layout, path)
+
+
+def test_devices_and_rubbish_are_refused(layout: Layout, tmp_path: Path) -> None:
+    path = tmp_path / "bad.tar"
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("device")
+        member.type = tarfile.CHRTYPE
+        tar.addfile(member)
+    with pytest.raises(Refused, match="files, folders and links"):
+        stage(layout, path)
+    path.write_bytes(b"no tar at all" * 100)
+    with pytest.raises(Refused, match="expected a tar archive"):
+        stage(layout, path)
+    assert not list(layout.releases.iterdir())
+
+
+def test_a_file_with_two_names_is_not_sealed(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "outside").write_text("x")
+    os.link(tmp_path / "outside", tmp_path / "tree/inside")
+    with pytest.raises(Exception, match="expected one link"):
+        venv.seal(tmp_path / "tree", GROUP)
+
+
+def test_every_input_changes_the_digest(layout: Layout) -> None:
+    seen = {release.digest_of(layout, "s" * 64), release.digest_of(layout, "t" * 64)}
+    for path in (layout.description, layout.inputs / "slot.conf", layout.inputs / "gunicorn.conf.py"):
+        path.write_text(path.read_text() + "# changed\n")
+        seen.add(release.digest_of(layout, "s" * 64))
+    assert len(seen) == 5
+
+
+def test_a_dry_run_answers_before_any_upload(layout: Layout) -> None:
+    result = release.release(
+        layout, app(layout), archive=None, source_digest="s" * 64, dry_run=True, say=lambda _text: None
+    )
+    assert (result.changed, result.upload_needed, result.slot) == (True, True, "blue")
+    assert "stage a new source" in result.plan
+    assert not list(layout.releases.iterdir())
+
+
+def test_an_archive_with_another_digest_is_refused(layout: Layout, source: Path) -> None:
+    with pytest.raises(Refused, match="expected an archive with digest"):
+        release.release(
+            layout, app(layout), archive=source, source_digest="0" * 64, dry_run=True, say=lambda _text: None
+        )
+
+
+def make_release(layout: Layout, number: int) -> str:
+    """A release folder with an environment of its own."""
+    name = f"20260101-00000{number}-{'a' * 12}"
+    (layout.releases / name).mkdir()
+    record = release.Record(name, "d", "s", f"venv{number}", "now", "me")
+    (layout.releases / name / "release.json").write_bytes(msgspec.json.encode(record))
+    (layout.venvs / f"venv{number}").mkdir()
+    return name
+
+
+def test_pruning_keeps_the_newest_the_live_the_previous_and_the_slots(layout: Layout) -> None:
+    names = [make_release(layout, number) for number in range(7)]
+    (layout.slots / "blue").symlink_to(f"../releases/{names[2]}")
+    present = State(live=Slotted(names[0], "green", "now"), previous=Slotted(names[1], "blue", "now"))
+    release.prune(layout, app(layout), present)
+    kept = [0, 1, 2, 5, 6]  # keep_releases = 2
+    assert [path.name for path in sorted(layout.releases.iterdir())] == [names[number] for number in kept]
+    assert sorted(path.name for path in layout.venvs.iterdir()) == [f"venv{number}" for number in kept]
+
+
+def test_the_state_survives_a_write_that_is_cut_short(layout: Layout) -> None:
+    present = State(
+        live=Slotted("R1", "blue", "now"),
+        operation=Operation("starting", "R2", "green", "blue", "now"),
+        starts=[1.5],
+        history=[Entry("R1", "now", "me", "live", {"start": 1.0})],
+    )
+    state.save(layout, present)
+    (layout.state_dir / ".state.json.new").write_text('{"live": ')
+    assert state.load(layout) == present
+    state.save(layout, present)
+    assert (layout.state_dir / "state.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_damaged_state_is_refused(layout: Layout) -> None:
+    (layout.state_dir / "state.json").write_text("{}x")
+    with pytest.raises(Refused, match="expected the state of inbox"):
+        state.load(layout)
+
+
+def test_the_history_is_bounded() -> None:
+    present = State()
+    for number in range(60):
+        present.record(Entry(f"R{number}", "now", "me", "live", {}))
+        present.measured(number)
+    assert (len(present.history), present.history[-1].release) == (50, "R59")
+    assert present.starts == [55, 56, 57, 58, 59]
