@@ -51,7 +51,7 @@ lint: lint-ansible lint-yaml lint-python lint-shell  ## All linters
 
 .PHONY: lint-ansible
 lint-ansible: venv
-	ansible-lint --profile production --offline --quiet
+	ansible-lint --profile production --offline -q
 
 .PHONY: lint-yaml
 lint-yaml: venv

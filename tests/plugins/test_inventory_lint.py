@@ -49,8 +49,8 @@ def test_domains(domain: str, do: str) -> None:
 
 def test_a_domain_belongs_to_one_app() -> None:
     """Also as an alias, and of the same app."""
-    entries: dict[str, dict[str, object]] = {"a": {"domain": "x.example.com"}, "b": {"domain": "b.example.com", "aliases": ["x.example.com"]}}
-    (problem,) = domain_problems(entries)
+    first, second = {"domain": "x.example.com"}, {"domain": "b.example.com", "aliases": ["x.example.com"]}
+    (problem,) = domain_problems({"a": first, "b": second})
     assert problem.where == "apps.b.aliases[0]"
     assert "apps.a.domain" in problem.found
 

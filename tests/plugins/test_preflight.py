@@ -29,6 +29,8 @@ PLAY = """
   gather_facts: false
   roles:
     - role: preflight
+      # All of them are this machine: one process of Ansible's on it is enough.
+      delegate_to: localhost
     # Listed so that what it requires is asked for; `never` keeps it from running.
     - role: secrets
       tags: [never]
