@@ -180,7 +180,7 @@ def unit(rendered: Path, app: str, name: str) -> dict[str, list[str]]:
 def blocks(rendered: Path, app: str) -> list[Any]:
     """Read a site as Nginx does: a list of directives, each its words and the block that follows, if any."""
     text = re.sub(r"^\s*#.*$", "", (rendered / app / "site.conf").read_text(), flags=re.MULTILINE)
-    tokens = iter(re.findall(r"\"[^\"]*\"|[{};]|[^\s{};]+", text))
+    tokens = iter(re.findall(r"\"[^\"]*\"|'[^']*'|[{};]|[^\s{};]+", text))
 
     def read() -> list[Any]:
         directives: list[Any] = []
@@ -192,7 +192,7 @@ def blocks(rendered: Path, app: str) -> list[Any]:
                 directives.append((words, read() if token == "{" else None))
                 words = []
             else:
-                words.append(token.strip('"'))
+                words.append(token.strip("\"'"))
         return directives
 
     return read()
@@ -392,7 +392,8 @@ def test_nginx_reaches_the_live_socket_and_no_other(rendered: Path, name: str) -
     (server,) = values(upstream, "server")
     assert server[0] == f"unix:/run/{name}/live.sock"
     _, tls = servers(rendered, name)
-    targets = {values(body, "proxy_pass")[0][0] for words, body in tls if words[0] == "location"}
-    assert targets == {f"http://forge_{name}"}
+    locations = [body for words, body in tls if words[0] == "location"]
+    targets = [target for body in locations for (target,) in values(body, "proxy_pass")]
+    assert set(targets) == {f"http://forge_{name}"}
     (listener,) = unit(rendered, name, "app@.socket")["ListenStream"]
     assert Path(listener).parent == Path(server[0].removeprefix("unix:")).parent
