@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from forge_scenario import until
 from testinfra.host import Host
 
 STATE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
@@ -135,7 +136,16 @@ def test_host(host: Host) -> None:
     fetch = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1])"
     host.check_output("/usr/bin/python3 -c %s %s", fetch, f"{vault}/v1/sys/health")
     journal = host.check_output("systemd-analyze cat-config systemd/journald.conf")
-    for line in ("SystemMaxUse=256M", "SystemKeepFree=512M", "MaxRetentionSec=7day", "RateLimitBurst=5000"):
+    for line in ("SystemMaxUse=256M", "SystemKeepFree=512M", "MaxRetentionSec=7day", "RateLimitBurst=500"):
         assert line in journal
     rotation = host.check_output("logrotate --debug /etc/logrotate.d/forge 2>&1")
     assert "(3 rotations)" in rotation
+
+
+def test_flood_of_one_unit_is_cut_and_counted(host: Host) -> None:
+    """A unit that logs without end loses its own lines beyond the burst, which grows with the free disk."""
+    host.check_output("systemd-run --quiet --wait --unit=forge-flood sh -c 'seq 20000'")
+    suppressed = "journalctl --no-pager --output=cat --unit=systemd-journald --grep='Suppressed .* from forge-flood'"
+    assert until(lambda: host.run(suppressed).stdout, 45, every=1)
+    kept = "journalctl --no-pager --output=cat --unit=forge-flood | grep --count '^[0-9]*$'"
+    assert 500 <= int(host.check_output(kept)) < 10_000
