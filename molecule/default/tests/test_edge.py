@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import ssl
-import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from forge_scenario import https_client, until
+from forge_scenario import https_client, playbook, until
 from testinfra.host import Host
 from websockets.sync.client import connect
 
@@ -220,19 +219,6 @@ def test_app_that_is_down_is_a_quick_problem(host: Host, client: httpx.Client) -
     assert until(lambda: client.get("/ready").status_code == 200, 30, every=0.5)
 
 
-def playbook(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run site.yml the way a person would, with Nginx's part only."""
-    command = ["ansible-playbook", "--inventory", str(Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent)]
-    return subprocess.run(
-        [*command, "site.yml", "--tags", "nginx", *arguments],
-        cwd=os.environ["MOLECULE_PROJECT_DIRECTORY"],
-        env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def certificate(host: Host) -> bytes:
     """What Nginx serves now."""
     with tls(host) as connection:
@@ -245,7 +231,7 @@ def test_broken_configuration_never_takes_nginx_down(host: Host, client: httpx.C
     """Refused before it replaces the present one, with Nginx's own reason; what is there would survive a restart."""
     before = host.check_output("sha256sum /etc/nginx/nginx.conf /etc/nginx/forge/inbox.conf")
     master = host.service("nginx").systemd_properties["MainPID"]
-    broken = playbook("--extra-vars", json.dumps({"nginx_real_ip_from": ["not-a-network"]}))
+    broken = playbook("--tags", "nginx", "--extra-vars", json.dumps({"nginx_real_ip_from": ["not-a-network"]}))
     assert broken.returncode == 2
     assert 'host not found in set_real_ip_from "not-a-network"' in broken.stdout + broken.stderr
     assert host.check_output("sha256sum /etc/nginx/nginx.conf /etc/nginx/forge/inbox.conf") == before
@@ -259,10 +245,10 @@ def test_certificate_is_renewed_in_time_and_served_at_once(host: Host, client: h
     """Not before its time; then without a restart and without a failed request."""
     before = certificate(host)
     master = host.service("nginx").systemd_properties["MainPID"]
-    early = playbook("--extra-vars", "__nginx_renewal_days=396")
+    early = playbook("--tags", "nginx", "--extra-vars", "__nginx_renewal_days=396")
     assert "changed=0 " in early.stdout, early.stdout
     assert certificate(host) == before
-    due = playbook("--extra-vars", "__nginx_renewal_days=398")
+    due = playbook("--tags", "nginx", "--extra-vars", "__nginx_renewal_days=398")
     assert due.returncode == 0, due.stdout
     assert until(lambda: certificate(host) != before, 10)
     assert host.service("nginx").systemd_properties["MainPID"] == master

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
+import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -91,6 +92,19 @@ def status(host: Host) -> Callable[[], dict[str, Any]]:
 def live(status: Callable[[], dict[str, Any]], unit: Callable[[str], Any]) -> str:
     """The full name of the service in the live slot; if the test fails, its journal is part of the report."""
     return str(unit(f"inbox@{status()['live']['slot']}.service").name)
+
+
+def playbook(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run site.yml on the scenario's hosts, the way a person would."""
+    inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
+    return subprocess.run(
+        ["ansible-playbook", "--inventory", str(inventory), "site.yml", *arguments],
+        cwd=os.environ["MOLECULE_PROJECT_DIRECTORY"],
+        env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def until(holds: Callable[[], Any], seconds: float, every: float = 0.1) -> Any:
