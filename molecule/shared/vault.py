@@ -390,6 +390,9 @@ class Setup:
             self.changed = True
         if f"{self.mounts.approle}/" not in self.client.sys.list_auth_methods()["data"]:
             self.client.sys.enable_auth_method("approle", path=self.mounts.approle)
+            # A secret id can't be guessed, and a host that holds a dead one must not lock its own AppRole.
+            tune = {"user_lockout_config": {"lockout_disable": True}}
+            self.client.write_data(f"sys/auth/{self.mounts.approle}/tune", data=tune)
             self.changed = True
         role_ids: dict[str, dict[str, str]] = {}
         for identity in self.identities:

@@ -58,8 +58,9 @@ class Vault:
         except exceptions.VaultError as error:
             raise SecretsError(
                 "denied",
-                f"Vault at {self._address} denied the login at auth/{mount} ({_reason(error)}); check that the method "
-                "is enabled and that the AppRole allows this host's address",
+                f"Vault at {self._address} denied the login at auth/{mount} ({_reason(error)}); check that the "
+                "method is enabled, that the AppRole allows this host's address, and that earlier failures have not "
+                f"locked it (bao auth tune -user-lockout-disable=true {mount}/)",
             ) from None
 
     def read(self, token: str, path: str) -> dict[str, Any]:
@@ -208,6 +209,8 @@ def _reason(error: BaseException) -> str:
         error = inner
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
+    if isinstance(error, exceptions.VaultError):
+        return " ".join(", ".join(error.errors or [type(error).__name__]).split())
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split())
 
