@@ -149,3 +149,16 @@ def test_flood_of_one_unit_is_cut_and_counted(host: Host) -> None:
     assert until(lambda: host.run(suppressed).stdout, 45, every=1)
     kept = "journalctl --no-pager --output=cat --unit=forge-flood | grep --count '^[0-9]*$'"
     assert 500 <= int(host.check_output(kept)) < 10_000
+
+
+def test_stuck_request_is_ended(host: Host, live: str, client: httpx.Client) -> None:
+    """A request that the app never answers costs the client the entry's timeout and no more; then all is well again."""
+    workers = f"pgrep --parent {host.service(live).systemd_properties['MainPID']}"
+    host.check_output(f"kill -STOP $({workers})")
+    try:
+        stuck = client.get("/health")
+    finally:
+        host.check_output(f"kill -CONT $({workers})")
+    assert stuck.status_code == 504
+    assert 4 < stuck.elapsed.total_seconds() < 8
+    assert client.get("/ready").status_code == 200

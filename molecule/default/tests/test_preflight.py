@@ -1,0 +1,121 @@
+"""Bad input against a host that serves: refused in one message, and nothing on the host has moved."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from forge_scenario import playbook
+from testinfra.host import Host
+
+PROJECT = Path(__file__).resolve().parents[3]
+FINGERPRINT = """
+find /etc /srv /opt /usr/local /var/lib/forge /var/cache/forge -printf '%p %m %u %s %T@\\n' | sort
+systemctl show --property=Id,ActiveState,ActiveEnterTimestamp 'inbox*' nginx.service 'postgresql*' 'forge*'
+dpkg-query --show
+"""
+
+
+@contextmanager
+def unchanged(host: Host) -> Iterator[None]:
+    """Compare files, units and packages before and after."""
+    before = host.check_output(FINGERPRINT)
+    yield
+    assert host.check_output(FINGERPRINT) == before
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    """An entry of `apps` with changes."""
+    identity = "00000000-0000-0000-0000-000000000000"
+    whole = {
+        "domain": "inbox.example.com",
+        "source": "app",
+        "module": "inbox.main:app",
+        "python_path": "src",
+        "secrets": {"role_id": identity, "variables": {"FORGE_DATABASE_PASSWORD": "database_password"}},
+        "database": {"migration": {"role_id": identity}},
+    }
+    return {name: value for name, value in (whole | changes).items() if value is not None}
+
+
+def refusal(problems: int, **variables: object) -> str:
+    """Run site.yml with extra variables that must be refused for so many reasons; return the message, on one line."""
+    run = playbook("--extra-vars", json.dumps(variables))
+    assert run.returncode == 2, run.stdout
+    assert re.search(r"ok=1 +changed=0 +unreachable=0 +failed=1 ", run.stdout), run.stdout
+    said = " ".join((run.stdout + run.stderr).partition("msg:")[2].split())
+    assert re.search(rf"refused vm: {problems} problems?\. Nothing was changed\.", said), said
+    assert [said.count(f" {word}: ") for word in ("expected", "found", "do")] == [problems] * 3, said
+    return said
+
+
+def test_inventory(host: Host) -> None:
+    """Everything that is wrong in an inventory comes at once, without the secret that should not be in it."""
+    secret = "correct-horse-battery-staple"  # pragma: allowlist secret
+    with unchanged(host):
+        said = refusal(
+            5,
+            nginx_worker_conections=10,
+            apps={
+                "inbox": entry(domain=None, settings={"FORGE_SIGNING_KEY": secret}),
+                "events": entry(domain="events.example.com", module="inbox.main:application", requests_timeout=5),
+            },
+        )
+    assert "apps.inbox.domain" in said
+    assert "nginx_worker_connections" in said
+    assert "FORGE_SIGNING_KEY" in said
+    assert secret not in said
+    assert "apps.events.module" in said
+    assert "request_timeout" in said
+
+
+def test_host(host: Host) -> None:
+    """So does everything that the host lacks."""
+    listener = "systemd-run --quiet --unit=forge-listener python3 -m http.server 8081 --bind 127.0.0.1"
+    host.check_output(listener)
+    try:
+        with unchanged(host):
+            said = refusal(
+                5,
+                preflight_ports=[80, 443, 8081],
+                preflight_disk_minimum_mib=10**9,
+                preflight_memory_minimum_mib=10**9,
+                preflight_systemd_minimum=999,
+                preflight_distributions={"Debian": ["11"]},
+            )
+    finally:
+        host.check_output("systemctl stop forge-listener")
+    assert re.search(r"port 8081.*python3", said, re.IGNORECASE)
+    for wanted in ("memory", "disk", "systemd 999", "Debian 11"):
+        assert wanted.casefold() in said.casefold(), wanted
+
+
+def test_budget(host: Host) -> None:
+    """Connections that do not fit are refused with the sum."""
+    with unchanged(host):
+        said = refusal(1, postgresql_max_connections=20)
+    assert re.search(r"max_connections.*20", said)
+    assert re.search(r"\d+ workers? x 2 slots x \(5 \+ 1\)|2 slots", said), said
+
+
+def test_locks(host: Host, tmp_path: Path) -> None:
+    """A source whose lock is missing, or pins nothing by hash, is not uploaded."""
+    for name in ("missing", "loose"):
+        ignored = shutil.ignore_patterns(".*", "__pycache__", "tests")
+        shutil.copytree(PROJECT / "app", tmp_path / name, ignore=ignored)
+    (tmp_path / "missing" / "requirements.txt").unlink()
+    loose = tmp_path / "loose" / "requirements.txt"
+    loose.write_text(re.sub(r" \\\n    --hash=sha256:\w+", "", loose.read_text()))
+    apps = {
+        "inbox": entry(source=str(tmp_path / "missing")),
+        "events": entry(source=str(tmp_path / "loose"), domain="events.example.com"),
+    }
+    with unchanged(host):
+        said = refusal(2, apps=apps)
+    assert "apps.inbox.lock" in said
+    assert "apps.events.lock" in said
