@@ -132,7 +132,7 @@ def test_what_is_provisioned_already(tmp_path: Path) -> None:
     bare = probe(["/srv"], root)
     assert (bare["released"], bare["package_lists"], bare["systemd_version"]) == ([], False, 0)
     machine(root, {"var/lib/forge/shop/state.json": "{}", "var/lib/forge/blog/state.json": "{}"})
-    machine(root, {"var/lib/forge/half/lock": "", "var/lib/apt/lists/deb.debian.org_dists_trixie_Packages.lz4": ""})
+    machine(root, {"var/lib/forge/half/lock": "", "var/lib/apt/lists/mirror.example_dists_trixie_Packages.lz4": ""})
     done = probe(["/srv"], root)
     assert (done["released"], done["package_lists"]) == (["blog", "shop"], True)
 

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import hvac
 import pytest
-import requests
-from forge_scenario import until
+from forge_scenario import secrets_at, until
 from testinfra.host import Host
 
-STATE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "vault"
 SOCKET = "/var/run/postgresql"
 Ask = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def passwords() -> dict[str, str]:
+@pytest.fixture
+def passwords(vault: hvac.Client) -> dict[str, str]:
     """Each role's password, from Vault."""
-    session = requests.Session()
-    session.trust_env = False
-    session.verify = str(STATE / "ca.pem")
-    address = json.loads((STATE / "control.json").read_text())["address"]
-    vault = hvac.Client(url=address, token=json.loads((STATE / "init.json").read_text())["root_token"], session=session)
-
-    def password(kind: str) -> str:
-        version = vault.secrets.kv.v2.read_secret_version(f"forge/inbox/{kind}", raise_on_deleted_version=True)
-        return str(version["data"]["data"]["database_password"])
-
-    return {"inbox_app": password("app"), "inbox_migrate": password("migrate")}
+    return {
+        f"inbox_{kind}": secrets_at(vault, f"forge/inbox/{kind}")["database_password"] for kind in ("app", "migrate")
+    }
 
 
 def admin(host: Host, query: str, database: str = "inbox") -> str:

@@ -16,7 +16,7 @@ import httpx
 import hvac
 import pytest
 import requests
-from forge_scenario import playbook, until
+from forge_scenario import playbook, secrets_at, until
 from testinfra.host import Host
 
 STATE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "vault"
@@ -38,21 +38,6 @@ for top in sys.argv[2:]:
                 if any(needle in content for needle in needles):
                     print(path)
 """
-
-
-@pytest.fixture
-def vault() -> hvac.Client:
-    """The scenario's server, as its administrator."""
-    session = requests.Session()
-    session.trust_env = False
-    session.verify = str(STATE / "ca.pem")
-    address = json.loads((STATE / "control.json").read_text())["address"]
-    return hvac.Client(url=address, token=json.loads((STATE / "init.json").read_text())["root_token"], session=session)
-
-
-def read(vault: hvac.Client, path: str = PATH) -> dict[str, str]:
-    """Read the newest version of a path."""
-    return dict(vault.secrets.kv.v2.read_secret_version(path, raise_on_deleted_version=True)["data"]["data"])
 
 
 def unseal(vault: hvac.Client) -> None:
@@ -95,7 +80,7 @@ def sealed(vault: hvac.Client) -> Iterator[None]:
 @contextmanager
 def changed(vault: hvac.Client, change: Callable[[dict[str, str]], Any]) -> Iterator[None]:
     """Change the app's values."""
-    before = read(vault)
+    before = secrets_at(vault, PATH)
     after = dict(before)
     change(after)
     vault.secrets.kv.v2.create_or_update_secret(PATH, after)
@@ -116,7 +101,7 @@ def rejected(vault: hvac.Client) -> Iterator[None]:
         run = playbook("--tags", "secrets", "-vvv")
         assert run.returncode == 0, run.stdout
         assert re.findall(r"(?<![\w.])(?:hv[sb]|s)\.[A-Za-z0-9_-]{20,}", run.stdout + run.stderr) == []
-        assert [needle for needle in needles(read(vault)) if needle in run.stdout + run.stderr] == []
+        assert [needle for needle in needles(secrets_at(vault, PATH)) if needle in run.stdout + run.stderr] == []
 
 
 def needles(values: dict[str, str]) -> list[str]:
@@ -145,7 +130,7 @@ def test_start_without_secrets_says_why(
 ) -> None:
     """One line an attempt with the cause and what to do, no value in it; tried again until it works, by itself."""
     broken, expected = CAUSES[cause]
-    values = read(vault)
+    values = secrets_at(vault, PATH)
     cursor = host.check_output("journalctl --show-cursor --lines=0 | sed --quiet 's/^-- cursor: //p'")
 
     def said() -> list[str]:
@@ -165,10 +150,11 @@ def test_start_without_secrets_says_why(
 
 def test_secrets_are_in_the_process_and_nowhere_else(host: Host, vault: hvac.Client, live: str) -> None:
     """No file, no property of a unit, no argument, no journal entry; and no process that another user may read."""
-    values = read(vault) | {f"migrate_{key}": value for key, value in read(vault, "forge/inbox/migrate").items()}
+    migration = secrets_at(vault, "forge/inbox/migrate")
+    values = secrets_at(vault, PATH) | {f"migrate_{key}": value for key, value in migration.items()}
     encoded = [base64.b64encode(part.encode()).decode() for part in needles(values)]
     environment = host.check_output("cat /proc/%s/environ", host.service(live).systemd_properties["MainPID"])
-    assert all(needle in environment for needle in needles(read(vault)))
+    assert all(needle in environment for needle in needles(secrets_at(vault, PATH)))
     # One copy on purpose, or a search that finds nothing would prove nothing.
     host.check_output("echo %s | base64 --decode > /dev/shm/on-purpose", encoded[0])
     folders = "/etc /srv /opt /var /home /root /tmp /usr/local /run /dev/shm"

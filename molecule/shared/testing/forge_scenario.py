@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hvac
 import pytest
+import requests
 from testinfra.host import Host
 
 JOURNAL_LINES = 40
@@ -92,6 +94,23 @@ def status(host: Host) -> Callable[[], dict[str, Any]]:
 def live(status: Callable[[], dict[str, Any]], unit: Callable[[str], Any]) -> str:
     """The full name of the service in the live slot; if the test fails, its journal is part of the report."""
     return str(unit(f"inbox@{status()['live']['slot']}.service").name)
+
+
+@pytest.fixture(scope="session")
+def vault() -> hvac.Client:
+    """The scenario's server with the secrets, as its administrator."""
+    state = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "vault"
+    session = requests.Session()
+    # Its own CA only, and no proxy in between.
+    session.trust_env = False
+    session.verify = str(state / "ca.pem")
+    address = json.loads((state / "control.json").read_text())["address"]
+    return hvac.Client(url=address, token=json.loads((state / "init.json").read_text())["root_token"], session=session)
+
+
+def secrets_at(vault: hvac.Client, path: str) -> dict[str, str]:
+    """Read the newest version of a path."""
+    return dict(vault.secrets.kv.v2.read_secret_version(path, raise_on_deleted_version=True)["data"]["data"])
 
 
 def playbook(*arguments: str) -> subprocess.CompletedProcess[str]:
