@@ -14,7 +14,6 @@ from forge_scenario import secrets_at, until
 from testinfra.host import Host
 
 SOCKET = "/var/run/postgresql"
-Ask = Callable[..., Any]
 
 
 @pytest.fixture
