@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -37,6 +38,7 @@ from forgectl.state import Entry, Operation, Slotted, State
 
 Say = Callable[[str], None]
 INPUTS = ("gunicorn.conf.py", "slot.conf")
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -329,7 +331,7 @@ def unpack(archive: Path, target: Path) -> None:
     target.mkdir(mode=0o700)
     links: set[str] = set()
     try:
-        with gzip.open(archive) as stream, tarfile.open(fileobj=stream) as tar:
+        with _stream(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 name = os.path.normpath(member.name)
                 if name == ".":
@@ -362,7 +364,14 @@ def unpack(archive: Path, target: Path) -> None:
             while stream.read(1 << 20):
                 pass
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Refused(f"expected a tar.gz archive in {archive}; found: {error}; upload it again") from error
+        raise Refused(f"expected a tar or tar.gz archive in {archive}; found: {error}; upload it again") from error
+
+
+def _stream(archive: Path) -> gzip.GzipFile | BinaryIO:
+    """Open an archive for reading: Ansible uploads it plain, a person may have compressed it."""
+    with archive.open("rb") as file:
+        compressed = file.read(2) == GZIP_MAGIC
+    return gzip.open(archive) if compressed else archive.open("rb")
 
 
 def recover(layout: Layout, app: App, say: Say) -> None:
