@@ -2,7 +2,6 @@
 
 import os
 import pwd
-import resource
 import shutil
 import socket
 import subprocess
@@ -10,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +62,6 @@ path = "forge/inbox/app"
 [secrets.variables]
 {variables}
 """
-
-
-@contextmanager
-def no_room(size: int = 0) -> Iterator[None]:
-    """Let the kernel refuse whatever grows a file beyond `size` bytes, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class Bao:
