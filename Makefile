@@ -40,7 +40,7 @@ test-all: venv  ## The same, with every scenario on both distributions
 .PHONY: scenario
 scenario: venv  ## One scenario: make scenario SCENARIO=default DISTRO=bookworm
 	@scripts/packages demo
-	molecule --no-ansi test --scenario-name $(SCENARIO)
+	molecule test --scenario-name $(SCENARIO)
 
 .PHONY: check
 check: venv app-venv packages  ## Lint, types, secret scan, unit and policy tests; no container

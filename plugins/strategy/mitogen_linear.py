@@ -9,8 +9,8 @@ import ansible.plugins.strategy.linear
 from ansible_mitogen import module_finder
 from ansible_mitogen.strategy import StrategyMixin
 
-# Mitogen asks both questions again for every task, in processes that forget the answers. Together they cost more than
-# the tasks: with the hundred collections of the `ansible` package a run without changes takes 29 s instead of 12 s.
+# Mitogen asks both questions again for every task, in processes that forget the answers. With the hundred collections
+# of the `ansible` package that was a tenth of a run without changes.
 _installed = tuple(ansible.collections.list.list_collection_dirs())
 ansible.collections.list.list_collection_dirs = lambda *_arguments, **_options: iter(_installed)
 module_finder.compile = cache(compile)  # the same helper modules, for each Ansible module that imports them
