@@ -1,5 +1,6 @@
 """cli.py as a process."""
 
+import json
 import os
 import re
 import subprocess
@@ -51,6 +52,39 @@ def test_wrong_usage_is_2() -> None:
     assert run("release", "inbox").returncode == 2
     assert run("nonsense").returncode == 2
     assert run("secrets", "enrol", "inbox", "--identity", "other", "--role-id", "x").returncode == 2
+
+
+def test_a_crash_writes_no_memory_to_the_disk() -> None:
+    code = (
+        "import contextlib, resource, sys\nsys.argv = ['forgectl', '--help']\nfrom forgectl import cli\n"
+        "with contextlib.suppress(SystemExit): cli.main()\n"
+        "print(resource.getrlimit(resource.RLIMIT_CORE), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "(0, 0)"
+
+
+def test_a_terminal_that_is_gone_changes_no_exit_code() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "forgectl", "status", "nothing"],
+        env={"PYTHONPATH": str(SOURCE)},
+        stdout=subprocess.DEVNULL,
+        stderr=write,
+        check=False,
+    )
+    os.close(write)
+    assert done.returncode == errors.REFUSED
+
+
+def test_failures_are_json_too() -> None:
+    done = run("status", "nothing", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == found["exit_code"] == errors.REFUSED
+    assert done.stderr == f"forgectl: {found['error']}\n"
 
 
 def test_help_imports_only_what_it_needs() -> None:

@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -103,13 +103,14 @@ def test_the_process_stays_the_same(host: Layout) -> None:
 
 
 def test_it_is_quick(host: Layout) -> None:
-    """Under 300 ms on top of what Python itself takes, here with a wide margin for a busy machine."""
+    """In processor time, of which a busy machine adds little; mostly it is Python and its imports."""
     seconds = []
     for _ in range(3):
-        began = time.monotonic()
+        began = resource.getrusage(resource.RUSAGE_CHILDREN)
         Path(json.loads(launch(host).stdout)[1]["PROMETHEUS_MULTIPROC_DIR"]).rmdir()
-        seconds.append(time.monotonic() - began)
-    assert min(seconds) < 1.0
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
+    assert min(seconds) < 0.8, seconds
 
 
 def test_a_migration_has_settings_and_secrets_of_its_own(host: Layout, bao: Bao) -> None:

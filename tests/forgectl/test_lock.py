@@ -3,12 +3,13 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import SOURCE
+from conftest import SOURCE, no_room
 from forgectl import lock
 from forgectl.errors import Locked
 from forgectl.layout import Layout
@@ -53,6 +54,18 @@ def test_a_holder_that_ends_leaves_nothing_behind(layout: Layout, number: signal
         assert found is not None
         assert found.reason == "next"
     assert lock.holder(layout) is None
+
+
+def test_a_patient_command_waits_for_the_holder(layout: Layout) -> None:
+    with hold_elsewhere(layout) as process:
+        threading.Timer(0.4, process.kill).start()
+        with lock.hold(layout, "boot", patience=20):
+            assert process.wait() == -signal.SIGKILL
+
+
+def test_a_full_disk_keeps_nobody_from_the_lock(layout: Layout) -> None:
+    with no_room(), lock.hold(layout, "boot"):
+        assert str(lock.holder(layout)).startswith("unknown")
 
 
 def test_children_do_not_inherit_it(layout: Layout) -> None:

@@ -3,22 +3,28 @@
 import io
 import os
 import pwd
+import shutil
+import signal
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import describe
+from conftest import describe, no_room
 from forgectl import config, release, state, venv
 from forgectl.errors import Refused
 from forgectl.layout import Layout
 from forgectl.state import Entry, Operation, Slotted, State
 
+PARTS_OF_A_VENV = {"bin", "lib", ".complete", "pyvenv.cfg", "lock.txt"}
 GROUP = pwd.getpwuid(os.getuid()).pw_gid
 
 
 def archive(path: Path, members: dict[str, str | bytes], links: dict[str, str] | None = None) -> Path:
-    with tarfile.open(path, "w") as tar:
+    # Ansible uploads a plain one, a person may have compressed it.
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
         for name, content in members.items():
             data = content.encode() if isinstance(content, str) else content
             member = tarfile.TarInfo(name)
@@ -96,7 +102,7 @@ def test_an_archive_that_is_unsafe_is_refused(
 
 def test_nothing_is_written_through_a_link(layout: Layout, tmp_path: Path) -> None:
     path = tmp_path / "bad.tar"
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w:gz") as tar:
         for name, target in (("a", "b"), ("a/c", None)):
             member = tarfile.TarInfo(name)
             if target:
@@ -108,16 +114,123 @@ def test_nothing_is_written_through_a_link(layout: Layout, tmp_path: Path) -> No
 
 def test_devices_and_rubbish_are_refused(layout: Layout, tmp_path: Path) -> None:
     path = tmp_path / "bad.tar"
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w:gz") as tar:
         member = tarfile.TarInfo("device")
         member.type = tarfile.CHRTYPE
         tar.addfile(member)
     with pytest.raises(Refused, match="files, folders and links"):
         stage(layout, path)
     path.write_bytes(b"no tar at all" * 100)
-    with pytest.raises(Refused, match="expected a tar archive"):
+    with pytest.raises(Refused, match=r"expected a tar or tar\.gz archive"):
         stage(layout, path)
     assert not list(layout.releases.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"), [("bad.tar", "cut"), ("bad.tar.gz", "cut"), ("bad.tar.gz", "flipped"), ("bad.tar.gz", "sum")]
+)
+def test_a_damaged_upload_is_refused(layout: Layout, tmp_path: Path, name: str, damage: str) -> None:
+    path = archive(tmp_path / name, {"requirements.txt": "x==1\n", "noise": os.urandom(50_000)})
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        del data[len(data) // 2 :]
+    elif damage == "flipped":
+        data[len(data) // 2 : len(data) // 2 + 64] = b"\xff" * 64
+    else:
+        data[-8] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(Refused, match=r"expected a tar or tar\.gz archive in .*; upload it again"):
+        stage(layout, path)
+    assert not list(layout.releases.iterdir())
+
+
+@pytest.mark.parametrize("from_donor", [False, True])
+def test_a_full_disk_is_said_and_leaves_nothing(layout: Layout, source: Path, from_donor: bool) -> None:
+    donor = stage(layout, source) if from_donor else None
+    before = sorted(layout.releases.iterdir())
+    with no_room(8), pytest.raises(Refused, match="make room") as caught:
+        release.stage(layout, app(layout), "e" * 64, "s" * 64, None if donor else source, donor, GROUP)
+    assert str(caught.value).startswith(f"expected to write {layout.releases}/.")
+    assert sorted(layout.releases.iterdir()) == before
+
+
+def killed_at(step: int, work: Callable[[], object]) -> bool:
+    """Do some work in a process that is killed before its `step`-th change of the file system; false if it ended."""
+    steps = 0
+
+    def count(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal steps
+        writes = event == "open" and isinstance(flags := arguments[2], int) and flags & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.chown"):
+            steps += 1
+            if steps > step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        sys.addaudithook(count)
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_killed_at_any_step_of_staging(layout: Layout, source: Path) -> None:
+    """A release is whole or not there, and the next attempt succeeds."""
+    step = 0
+    while killed_at(step, lambda: stage(layout, source)):
+        step += 1
+        for record in release.records(layout):
+            folder = layout.releases / record.id
+            assert (folder / "source/src/inbox/main.py").read_text() == "app = 1\n"
+            assert {path.stat().st_mode & 0o227 for path in folder.rglob("*") if not path.is_symlink()} == {0}
+        layout.releases.rename(layout.root / f"after-{step}")
+        layout.releases.mkdir()
+    assert step > 20
+    assert len(release.records(layout)) == 1
+
+
+def test_killed_at_any_step_of_pruning(layout: Layout) -> None:
+    """What is half removed no longer counts as a release or as an environment."""
+    step = 0
+    while True:
+        for number in range(4):
+            make_release(layout, number)
+        killed = killed_at(step, lambda: release.prune(layout, app(layout), State()))
+        left = release.records(layout)
+        assert len(left) >= 2
+        for record in left:
+            assert sorted(path.name for path in (layout.releases / record.id).iterdir()) == ["release.json", "source"]
+        for path in layout.venvs.iterdir():
+            assert not venv.is_complete(layout, path.name) or {each.name for each in path.iterdir()} == PARTS_OF_A_VENV
+        if not killed:
+            break
+        step += 1
+        for path in (*layout.releases.iterdir(), *layout.venvs.iterdir()):
+            shutil.rmtree(path)
+    assert step > 10
+    assert len(left) == len(list(layout.venvs.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("live_sock", "live", "expected"),
+    [(None, None, "blue"), (None, "blue", "green"), ("blue", None, "green"), ("green", "green", "blue")],
+)
+def test_the_slot_with_the_traffic_is_never_the_next_one(
+    layout: Layout, live_sock: str | None, live: str | None, expected: str
+) -> None:
+    """Not even when the state is lost, as after an operator moved a damaged one away."""
+    if live_sock:
+        layout.live.symlink_to(f"{live_sock}.sock")
+    if live:
+        state.save(layout, State(live=Slotted("R1", live, "now")))
+    result = release.release(
+        layout, app(layout), archive=None, source_digest="s" * 64, dry_run=True, say=lambda _text: None
+    )
+    assert result.slot == expected
+    assert any(line.startswith(f"start slot {expected}") for line in result.plan)
+    assert any(line.startswith("drain") for line in result.plan) == bool(live_sock or live)
 
 
 def test_a_file_with_two_names_is_not_sealed(tmp_path: Path) -> None:
@@ -155,10 +268,12 @@ def test_an_archive_with_another_digest_is_refused(layout: Layout, source: Path)
 def make_release(layout: Layout, number: int) -> str:
     """A release folder with an environment of its own."""
     name = f"20260101-00000{number}-{'a' * 12}"
-    (layout.releases / name).mkdir()
+    (layout.releases / name / "source").mkdir(parents=True)
     record = release.Record(name, "d", "s", f"venv{number}", "now", "me")
     (layout.releases / name / "release.json").write_bytes(msgspec.json.encode(record))
     (layout.venvs / f"venv{number}").mkdir()
+    for part in PARTS_OF_A_VENV:
+        (layout.venvs / f"venv{number}" / part).touch()
     return name
 
 
@@ -182,7 +297,18 @@ def test_the_state_survives_a_write_that_is_cut_short(layout: Layout) -> None:
     state.save(layout, present)
     (layout.state_dir / ".state.json.new").write_text('{"live": ')
     assert state.load(layout) == present
-    state.save(layout, present)
+    with no_room(), pytest.raises(OSError, match=r"state\.json"):
+        state.save(layout, State())
+    assert state.load(layout) == present
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o277])
+def test_the_state_is_roots_whatever_the_umask(layout: Layout, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        state.save(layout, State())
+    finally:
+        os.umask(before)
     assert (layout.state_dir / "state.json").stat().st_mode & 0o777 == 0o600
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-from conftest import describe
+from conftest import describe, no_room
 from forgectl import config, slots
 from forgectl.layout import SLOTS, Layout
 
@@ -99,6 +99,19 @@ def test_the_deadline_follows_the_measured_starts(layout: Layout) -> None:
     assert slots.deadline(app, [2.0, 30.0]) == 90
     quick = msgspec.structs.replace(app, timeouts=msgspec.structs.replace(app.timeouts, start=5))
     assert slots.deadline(quick, [1.0, 3.0]) == 9
+
+
+def test_a_slot_that_is_right_is_left_alone(layout: Layout) -> None:
+    """So a boot with a full disk succeeds, and asks systemd for nothing."""
+    (layout.releases / "R1").mkdir()
+    for path in (layout.releases / "R1/slot.conf", layout.drop_in("blue")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("[Service]\n")
+    (layout.slots / "blue").symlink_to("../releases/R1")
+    before = (layout.slots / "blue").lstat().st_ino
+    with no_room():
+        slots.prepare(layout, "blue", "R1")
+    assert (layout.slots / "blue").lstat().st_ino == before
 
 
 def test_the_idle_slot() -> None:

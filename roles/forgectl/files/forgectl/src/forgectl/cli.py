@@ -1,6 +1,7 @@
 """The command line. Every command imports what it needs itself, so that --help is quick."""
 
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from forgectl.errors import INTERRUPTED, SECRETS, ForgeError, Refused
+from forgectl.errors import FULL, INTERRUPTED, SECRETS, UNEXPECTED, ForgeError, Refused, explain
 
 EPILOG = """\b
 Exit codes:
@@ -23,6 +24,9 @@ Exit codes:
   6  Vault or a secret is not usable
   130  interrupted
 """
+
+# After a boot, another command may be at work already; a release takes this long at most, as a rule.
+BOOT_PATIENCE_SECONDS = 120.0
 
 name_argument = click.argument("name")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -41,22 +45,21 @@ def main() -> NoReturn:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
+    # Secrets pass through this process; a crash must not write them to the disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         code = forgectl.main(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo(
-            "forgectl: interrupted; the app still serves, and the next command completes or undoes what is left",
-            err=True,
-        )
-        code = INTERRUPTED
+        code = _failed("interrupted; what served still serves, and the next command ends what was begun", INTERRUPTED)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except ForgeError as error:
-        click.echo(f"forgectl: {error}", err=True)
-        if "--json" in sys.argv:
-            _print_json({"changed": False, "error": str(error), "exit_code": error.exit_code})
-        code = error.exit_code
+        code = _failed(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        code = _failed(explain(error), UNEXPECTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -105,7 +108,7 @@ def boot(name: str) -> None:
     layout, app = _app(name)
     from forgectl import release as releases
 
-    with _locked(layout, "boot"):
+    with _locked(layout, "boot", patience=BOOT_PATIENCE_SECONDS):
         restored = releases.boot(layout, app, _say)
     click.echo(f"{name}: {restored} restored" if restored else f"{name}: nothing was released yet")
 
@@ -212,13 +215,13 @@ def verifiers(name: str, dry_run: bool, as_json: bool) -> None:
 
 
 @contextmanager
-def _locked(layout: Any, reason: str, unless: bool = False) -> Iterator[None]:
+def _locked(layout: Any, reason: str, unless: bool = False, **options: float) -> Iterator[None]:
     from forgectl import lock
 
     if unless:
         yield
     else:
-        with lock.hold(layout, reason):
+        with lock.hold(layout, reason, **options):
             yield
 
 
@@ -236,8 +239,19 @@ def _app(name: str) -> tuple[Any, Any]:
     return layout, config.load(layout.description)
 
 
+def _failed(message: str, code: int) -> int:
+    _say(f"forgectl: {message}")
+    if "--json" in sys.argv:
+        _print_json({"changed": False, "error": message, "exit_code": code})
+    return code
+
+
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        # A terminal that is gone ends no release, and is written to no more, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _print_json(value: Any) -> None:

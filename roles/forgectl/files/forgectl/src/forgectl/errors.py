@@ -3,6 +3,8 @@
 Every message says what was expected, what was found and what to do, and never holds a secret value.
 """
 
+import errno
+
 DONE = 0
 UNEXPECTED = 1
 USAGE = 2
@@ -11,6 +13,15 @@ CANDIDATE_FAILED = 4
 LOCKED = 5
 SECRETS = 6
 INTERRUPTED = 130
+
+# No room on a disk, for a user, in a file.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def explain(error: OSError) -> str:
+    """What the kernel refused, on which file, and what to do when a disk is full."""
+    what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    return what + ("; make room (df -h, df -i)" if error.errno in FULL else "")
 
 
 class ForgeError(Exception):

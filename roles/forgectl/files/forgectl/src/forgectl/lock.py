@@ -9,7 +9,7 @@ import os
 import pwd
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -38,8 +38,8 @@ def person() -> str:
 
 
 @contextmanager
-def hold(layout: Layout, reason: str) -> Iterator[None]:
-    """Hold the lock of an app.
+def hold(layout: Layout, reason: str, patience: float = GRACE_SECONDS) -> Iterator[None]:
+    """Hold the lock of an app; wait at most `patience` seconds for another holder.
 
     Raises:
         Locked: someone else holds it.
@@ -47,7 +47,7 @@ def hold(layout: Layout, reason: str) -> Iterator[None]:
     layout.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(layout.state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        deadline = time.monotonic() + GRACE_SECONDS
+        deadline = time.monotonic() + patience
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,8 +82,10 @@ def holder(layout: Layout) -> Holder | None:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, data, 0)
+    # Who holds it is for people; a full disk must not keep an app from coming back after a boot.
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, data, 0)
 
 
 def _read(descriptor: int) -> Holder | None:

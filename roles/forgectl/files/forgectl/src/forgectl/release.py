@@ -2,8 +2,8 @@
 
 What a crash at any step leaves behind, and how `recover` at the start of the next command repairs it:
 
-    staging             releases/.ID.incomplete, removed; a release folder appears by one rename
-    building            an environment without its .complete marker, built anew
+    staging, pruning    releases/.ID.incomplete, removed; a release folder appears and disappears by one rename
+    building            an environment without its .complete marker, built anew; its unit is stopped
     migrating           the migration's unit may still run, and is waited for: half a migration is worse than a late one
     starting            operation "starting", live.sock leads to the old slot: the new one is stopped
     between the rename of live.sock and the write after it
@@ -14,27 +14,31 @@ What a crash at any step leaves behind, and how `recover` at the start of the ne
 
 import compileall
 import grp
+import gzip
 import hashlib
 import os
 import shutil
 import tarfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from forgectl import database, identity, slots, state, systemd, venv
 from forgectl.config import App
-from forgectl.errors import CandidateFailed, ForgeError, Refused
-from forgectl.layout import SLOTS, Layout, fsync_directory
+from forgectl.errors import CandidateFailed, ForgeError, Refused, explain
+from forgectl.layout import SLOTS, Layout, fsync_directory, walk
 from forgectl.lock import person
 from forgectl.state import Entry, Operation, Slotted, State
 
 Say = Callable[[str], None]
 INPUTS = ("gunicorn.conf.py", "slot.conf")
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -112,14 +116,15 @@ def release(
     if staged and live and staged.id == live.release and _serves(layout, app, present):
         return Result(app.name, False, staged.id, _name(present.previous), live.slot, False, [], {})
     donor = next((record for record in reversed(known) if record.source_digest == source_digest), None)
+    occupied = _occupied(layout, present)
     result = Result(
         app=app.name,
         changed=True,
         release=staged.id if staged else None,
         previous=_name(live),
-        slot=slots.other(live.slot if live else None),
+        slot=slots.other(occupied),
         upload_needed=donor is None,
-        plan=_plan(layout, app, present, staged, donor, archive),
+        plan=_plan(layout, app, occupied, staged, donor, archive),
         phases={},
     )
     if dry_run:
@@ -157,9 +162,11 @@ class _Cutover:
             with self._phase("migrate"):
                 self._migrate(name, values.get("migrate", {}))
         values.clear()
-        old = self._state.live
-        slot = result.slot or SLOTS[0]
-        self._begin(name, slot, old)
+        previous = _name(self._state.live)
+        old = _occupied(layout, self._state)
+        slot = slots.other(old)
+        self._state.operation = Operation("starting", name, slot, old, now())
+        state.save(layout, self._state)
         try:
             with self._phase("start"):
                 slots.ensure_socket_folder(layout)
@@ -170,18 +177,27 @@ class _Cutover:
             self._state.measured(seconds)
             with self._phase("swap"):
                 slots.swap(layout, slot)
-                _commit(layout, self._state)
         except BaseException as error:
             self._abort(name, error)
             raise
-        if old:
-            with self._phase("drain"):
-                slots.drain(layout, app, old.slot)
-        self._state.operation = None
-        self._state.record(Entry(name, now(), person(), "live", self._phases))
-        state.save(layout, self._state)
-        prune(layout, app, self._state)
-        return msgspec.structs.replace(result, release=name, slot=slot, previous=_name(old), phases=self._phases)
+        try:
+            _commit(layout, self._state)
+            if old:
+                with self._phase("drain"):
+                    slots.drain(layout, app, old)
+            self._state.operation = None
+            self._state.record(Entry(name, now(), person(), "live", self._phases))
+            state.save(layout, self._state)
+        except (ForgeError, OSError) as error:
+            raise ForgeError(
+                f"{name} takes all traffic, but the rest failed: {_words(error)}; mend that and release again, which "
+                "ends it"
+            ) from error
+        try:
+            prune(layout, app, self._state)
+        except OSError as error:
+            self._say(f"old releases were left: {explain(error)}")
+        return msgspec.structs.replace(result, release=name, slot=slot, previous=previous, phases=self._phases)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -192,43 +208,46 @@ class _Cutover:
         finally:
             self._phases[name] = round(time.monotonic() - began, 3)
 
-    def _begin(self, name: str, slot: str, old: Slotted | None) -> None:
-        self._state.operation = Operation("starting", name, slot, old.slot if old else None, now())
-        state.save(self._layout, self._state)
-
     def _abort(self, name: str, error: BaseException) -> None:
-        """End a cutover that failed or was interrupted; once traffic has moved, the next command completes it."""
+        """End a cutover that failed or was interrupted; once traffic has moved, the next command completes it.
+
+        Raises:
+            CandidateFailed: what failed was systemd or the disk; other failures say so themselves.
+        """
         if (operation := self._state.operation) is None or self._layout.live_slot() == operation.slot:
             return
-        slots.stop(self._layout, operation.slot)
-        self._state.operation = None
-        reason = (
-            str(error).splitlines()[0]
-            if isinstance(error, ForgeError)
-            else "interrupted"
-            if isinstance(error, KeyboardInterrupt)
-            else type(error).__name__
-        )
-        self._state.record(Entry(name, now(), person(), "failed", self._phases, reason))
-        state.save(self._layout, self._state)
+        try:
+            slots.stop(self._layout, operation.slot)
+            self._state.operation = None
+            self._state.record(Entry(name, now(), person(), "failed", self._phases, _words(error).splitlines()[0]))
+            state.save(self._layout, self._state)
+        except (ForgeError, OSError) as second:
+            self._say(f"the next command ends this release: {_words(second)}")
+        if isinstance(error, (ForgeError, OSError)) and not isinstance(error, (CandidateFailed, Refused)):
+            raise CandidateFailed(f"{name} could not be started: {_words(error)}; then release again") from error
 
     def _migrate(self, name: str, values: dict[str, str]) -> None:
         unit = self._layout.migration_unit(name)
         began = time.time() - 0.05
         db = self._app.database
+        held = database.migration_lock(database.migration_url(db), values[db.migrate_key]) if db else nullcontext()
         try:
-            if db is None:
-                systemd.start(unit)
-            else:
-                with database.migration_lock(database.migration_url(db), values[db.migrate_key]):
+            with held:
+                try:
                     systemd.start(unit)
+                except KeyboardInterrupt:
+                    # It goes on without us; the database stays locked for other hosts until it has ended.
+                    self._say(f"interrupted; waiting for {unit}, because half a migration is worse than a late one")
+                    systemd.wait_ended(unit)
+                    raise
         except Refused:
             raise
         except ForgeError:
             lines = systemd.journal(unit, began)
             systemd.stop(unit)
             failure = CandidateFailed(
-                f"the migration {unit} failed. Its last log lines:\n{lines or '(it said nothing)'}"
+                f"the migration {unit} failed; mend it and release again. Its last log lines:\n"
+                f"{lines or '(it said nothing)'}"
             )
             self._state.record(Entry(name, now(), person(), "failed", self._phases, f"the migration {unit} failed"))
             state.save(self._layout, self._state)
@@ -250,18 +269,13 @@ def stage(
         Refused: the archive is unusable, or the disk is full.
     """
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest[:12]}"
-    incomplete = layout.releases / f".{name}.incomplete"
-    incomplete.mkdir(mode=0o700)
+    incomplete = _incomplete(layout, name)
     try:
+        incomplete.mkdir(mode=0o700)
         if archive is not None and archive.exists():
             unpack(archive, incomplete / "source")
         elif donor is not None:
-            shutil.copytree(
-                layout.releases / donor.id / "source",
-                incomplete / "source",
-                symlinks=True,
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
+            copy(layout.releases / donor.id / "source", incomplete / "source")
         else:
             raise Refused(f"expected an archive at {archive}; found none; upload it")
         lock = incomplete / "source" / app.lock
@@ -290,11 +304,23 @@ def stage(
     except BaseException as error:
         shutil.rmtree(incomplete, ignore_errors=True)
         if isinstance(error, OSError):
-            raise Refused(
-                f"expected to write {incomplete}; found: {error.strerror}; make room, then try again"
-            ) from error
+            raise Refused(f"expected to write {incomplete}; found: {explain(error)}; then try again") from error
         raise
     return record
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a tree without its bytecode. shutil.copytree hides why it could not."""
+    for path in walk(source):
+        copied = target / path.relative_to(source)
+        if "__pycache__" in copied.parts:
+            continue
+        if path.is_symlink():
+            copied.symlink_to(path.readlink())
+        elif path.is_dir():
+            copied.mkdir()
+        else:
+            shutil.copy(path, copied)
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -305,7 +331,7 @@ def unpack(archive: Path, target: Path) -> None:
     target.mkdir(mode=0o700)
     links: set[str] = set()
     try:
-        with tarfile.open(archive, "r:*") as tar:
+        with _stream(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 name = os.path.normpath(member.name)
                 if name == ".":
@@ -334,19 +360,32 @@ def unpack(archive: Path, target: Path) -> None:
                     raise Refused(
                         f"expected files, folders and links in {archive}; found {member.name!r}; leave it out"
                     )
-    except (tarfile.TarError, EOFError) as error:
-        raise Refused(f"expected a tar archive in {archive}; found: {error}; upload it again") from error
+            # The checksum stands after the last thing that tarfile reads.
+            while stream.read(1 << 20):
+                pass
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Refused(f"expected a tar or tar.gz archive in {archive}; found: {error}; upload it again") from error
+
+
+def _stream(archive: Path) -> gzip.GzipFile | BinaryIO:
+    """Open an archive for reading: Ansible uploads it plain, a person may have compressed it."""
+    with archive.open("rb") as file:
+        compressed = file.read(2) == GZIP_MAGIC
+    return gzip.open(archive) if compressed else archive.open("rb")
 
 
 def recover(layout: Layout, app: App, say: Say) -> None:
-    """Repair what a command that was killed left behind; see the module's table. The caller holds the lock."""
+    """Repair what a command that was killed left behind; see the module's table. The caller holds the lock.
+
+    Raises:
+        OSError: the disk is full; nothing got worse.
+    """
     present = state.load(layout)
     for leftover in layout.releases.glob(".*.incomplete"):
         shutil.rmtree(leftover)
     for unit in systemd.active_units(f"{layout.name}-migrate@*.service"):
         say(f"waiting for {unit}, which an interrupted command began")
-        while systemd.show(unit)["ActiveState"] in ("active", "activating", "deactivating"):
-            time.sleep(0.5)
+        systemd.wait_ended(unit)
     if (operation := present.operation) is None:
         return
     say(f"ending the interrupted release {operation.release}")
@@ -365,7 +404,11 @@ def recover(layout: Layout, app: App, say: Say) -> None:
 
 def boot(layout: Layout, app: App, say: Say) -> str | None:
     """Bring the live release back after a boot: its listener, live.sock, and its service without waiting for it."""
-    recover(layout, app, say)
+    try:
+        recover(layout, app, say)
+    except OSError as error:
+        # What was live is live until a release says otherwise, and to start it takes no room.
+        say(f"an interrupted release is left to the next command: {explain(error)}")
     live = state.load(layout).live
     if live is None:
         return None
@@ -391,11 +434,13 @@ def prune(layout: Layout, app: App, present: State) -> list[str]:
     kept = {record.id for record in known[-app.keep_releases :]} | needed
     removed = [record for record in known if record.id not in kept]
     for record in removed:
-        shutil.rmtree(layout.releases / record.id)
+        hidden = _incomplete(layout, record.id)
+        (layout.releases / record.id).rename(hidden)
+        shutil.rmtree(hidden)
     used = {record.venv for record in known if record.id in kept}
     unused = [path for path in layout.venvs.iterdir() if path.name not in used]
     for path in unused:
-        shutil.rmtree(path)
+        venv.remove(path)
     return [record.id for record in removed] + [path.name for path in unused]
 
 
@@ -418,11 +463,15 @@ def _serves(layout: Layout, app: App, present: State) -> bool:
     return systemd.show(layout.service(present.live.slot))["ActiveState"] in ("active", "activating")
 
 
+def _occupied(layout: Layout, present: State) -> str | None:
+    """The slot that must not be touched: where traffic goes, or, before live.sock is restored, where it went."""
+    return layout.live_slot() or (present.live.slot if present.live else None)
+
+
 def _plan(
-    layout: Layout, app: App, present: State, staged: Record | None, donor: Record | None, archive: Path | None
+    layout: Layout, app: App, occupied: str | None, staged: Record | None, donor: Record | None, archive: Path | None
 ) -> list[str]:
     lines = []
-    live = present.live
     if staged:
         lines.append(f"use the staged release {staged.id}")
     else:
@@ -434,9 +483,9 @@ def _plan(
     lines.append(f"check the secrets of: {', '.join(identity.identities(app))}")
     if app.migration:
         lines.append(f"migrate: {' '.join(app.migration.command)}")
-    lines.append(f"start slot {slots.other(live.slot if live else None)}, wait for {app.ready_path}, swap live.sock")
-    if live:
-        lines.append(f"drain and stop slot {live.slot} ({live.release})")
+    lines.append(f"start slot {slots.other(occupied)}, wait for {app.ready_path}, swap live.sock")
+    if occupied:
+        lines.append(f"drain and stop slot {occupied} ({layout.slot_release(occupied)})")
     return lines
 
 
@@ -451,6 +500,22 @@ def _inputs(layout: Layout) -> list[Path]:
 def _digest_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _incomplete(layout: Layout, release: str) -> Path:
+    return layout.releases / f".{release}.incomplete"
+
+
+def _words(error: BaseException) -> str:
+    """What went wrong, for the operator."""
+    match error:
+        case ForgeError():
+            return str(error)
+        case OSError():
+            return explain(error)
+        case KeyboardInterrupt():
+            return "interrupted"
+    return type(error).__name__
 
 
 def _name(slotted: Slotted | None) -> str | None:

@@ -47,8 +47,10 @@ def other(slot: str | None) -> str:
 def prepare(layout: Layout, slot: str, release: str) -> None:
     """Point a slot at a release, and give its unit that release's limits, sandbox and timeouts."""
     body = (layout.releases / release / "slot.conf").read_bytes()
-    replace_symlink(layout.slots / slot, f"../releases/{release}")
-    fsync_directory(layout.slots)
+    # What is right already is left alone: a boot with a full disk then writes nothing.
+    if layout.slot_release(slot) != release:
+        replace_symlink(layout.slots / slot, f"../releases/{release}")
+        fsync_directory(layout.slots)
     drop_in = layout.drop_in(slot)
     if not drop_in.exists() or drop_in.read_bytes() != body:
         drop_in.parent.mkdir(mode=0o755, exist_ok=True)

@@ -2,11 +2,13 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from forgectl.errors import ForgeError
 
+WAIT_SECONDS = 0.2
 UNIT_PROPERTIES = ("ActiveState", "SubState", "Result", "NRestarts", "Job", "ExecMainStatus")
 
 
@@ -47,6 +49,13 @@ def show(unit: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
 
 
+def wait_ended(unit: str) -> None:
+    """Wait until a unit that runs, or is asked to, has ended; then forget how."""
+    while (found := show(unit))["Job"] != "0" or found["ActiveState"] in ("active", "activating", "deactivating"):
+        time.sleep(WAIT_SECONDS)
+    stop(unit)
+
+
 def active_units(pattern: str) -> list[str]:
     """Units of that name that run or are about to."""
     output = run(
@@ -77,12 +86,15 @@ def encrypt(value: str, name: str) -> bytes:
 def run_sandboxed(
     command: Sequence[str],
     *,
+    unit: str,
     user: str,
     writable: Sequence[Path],
     environment: Mapping[str, str],
     environment_file: Path,
 ) -> None:
-    """Run a command as `user` in a transient unit that may write only to `writable`.
+    """Run a command as `user` in the transient unit `unit` that may write only to `writable`.
+
+    It ends with the caller; one that outlived a killed caller is stopped first.
 
     Raises:
         ForgeError: it failed; the message holds its own last lines.
@@ -102,25 +114,29 @@ def run_sandboxed(
     }
     if environment_file.exists():
         properties["EnvironmentFile"] = str(environment_file)
-    done = subprocess.run(
-        [
-            "systemd-run",
-            "--quiet",
-            "--wait",
-            "--pipe",
-            "--collect",
-            f"--uid={user}",
-            f"--gid={user}",
-            *(f"--property={key}={value}" for key, value in properties.items()),
-            *(f"--setenv={key}={value}" for key, value in environment.items()),
-            "--",
-            *command,
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
+    arguments = [
+        "systemd-run",
+        "--quiet",
+        f"--unit={unit}",
+        "--wait",
+        "--pipe",
+        "--collect",
+        f"--uid={user}",
+        f"--gid={user}",
+        *(f"--property={key}={value}" for key, value in properties.items()),
+        *(f"--setenv={key}={value}" for key, value in environment.items()),
+        "--",
+        *command,
+    ]
+    halt = ["systemctl", "stop", unit]
+    subprocess.run(halt, capture_output=True, check=False)
+    try:
+        done = subprocess.run(
+            arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+    except BaseException:
+        subprocess.run(halt, capture_output=True, check=False)
+        raise
     if done.returncode:
         words = done.stdout.decode(errors="replace").strip().splitlines()[-20:]
         raise ForgeError("\n".join([f"{os.path.basename(command[0])} failed:", *words]))  # noqa: PTH119

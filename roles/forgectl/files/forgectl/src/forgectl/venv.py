@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from forgectl import systemd
-from forgectl.errors import ForgeError, Refused
+from forgectl.errors import ForgeError, Refused, explain
 from forgectl.layout import Layout, fsync_directory, walk
 
 BUILD_USER = "forge-build"
@@ -39,8 +39,8 @@ def build(layout: Layout, lock: Path, group: int) -> str:
     if is_complete(layout, venv):
         return venv
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o755)
     try:
+        folder.mkdir(mode=0o755)
         shutil.chown(folder, BUILD_USER, BUILD_USER)
         # The build user may read neither the release nor the upload: it gets a copy of the lock.
         copied = folder / "lock.txt"
@@ -55,6 +55,7 @@ def build(layout: Layout, lock: Path, group: int) -> str:
         )
         systemd.run_sandboxed(
             ["/bin/sh", "-c", script],
+            unit=f"forge-build-{layout.name}.service",
             user=BUILD_USER,
             writable=[folder, layout.cache],
             environment={
@@ -77,12 +78,14 @@ def build(layout: Layout, lock: Path, group: int) -> str:
                 f"expected to install the lock {lock.name}; found: {error}\nwrite the lock anew with hashes "
                 "(uv pip compile --generate-hashes), or check the package index of this host"
             ) from error
+        if isinstance(error, OSError):
+            raise Refused(f"expected to write {folder}; found: {explain(error)}; then try again") from error
         raise
     return venv
 
 
 def seal(folder: Path, group: int) -> None:
-    """Give a tree to root, let the app's group read it, and let nobody write it.
+    """Give a tree to the caller, who is root, let the app's group read it, and let nobody write it.
 
     Raises:
         ForgeError: a file is linked from elsewhere too, so whoever made it could change it later.
@@ -91,12 +94,13 @@ def seal(folder: Path, group: int) -> None:
         status = path.lstat()
         if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
             raise ForgeError(f"expected one link to each file; found {status.st_nlink} to {path}")
-        os.chown(path, 0, group, follow_symlinks=False)
+        os.chown(path, os.geteuid(), group, follow_symlinks=False)
         if not stat.S_ISLNK(status.st_mode):
             executable = stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_IXUSR
             path.chmod(0o550 if executable else 0o440)
 
 
 def remove(folder: Path) -> None:
-    """Remove a sealed tree. Only root can: the mode of its folders does not stop root."""
+    """Remove an environment; one that was removed in part no longer counts as complete."""
+    (folder / ".complete").unlink(missing_ok=True)
     shutil.rmtree(folder)
