@@ -177,10 +177,11 @@ def test_secrets_are_in_the_process_and_nowhere_else(host: Host, vault: hvac.Cli
 
 def test_sealed_ids_are_for_root_alone(host: Host) -> None:
     """Neither the app's user nor the migration's can read the credentials, or the key that they are sealed with."""
-    for user in ("inbox", "inbox-migrate", "www-data"):
-        for path in ("/etc/credstore.encrypted", "/var/lib/systemd/credential.secret"):
-            assert host.run("runuser --user=%s -- cat %s/* %s", user, path, path).rc != 0
     names = host.check_output("ls /etc/credstore.encrypted").split()
+    sealed = (f"/etc/credstore.encrypted/{name}" for name in names)
+    for path in (*sealed, "/var/lib/systemd/credential.secret"):
+        for user in ("inbox", "inbox-migrate", "www-data"):
+            assert "Permission denied" in host.run("runuser --user=%s -- cat %s", user, path).stderr
     identities = ("app", "migrate")
     assert names == sorted(f"forge.inbox.{which}.{name}" for which in identities for name in ("role-id", "secret-id"))
 
@@ -197,8 +198,24 @@ def test_token_of_a_start_is_revoked(host: Host, vault: hvac.Client, client: htt
     assert tokens() <= before
 
 
-def test_identities_read_their_own_path_only(host: Host) -> None:
-    """forgectl says that both are accepted and complete, and shows no value."""
+def test_identities_are_accepted_and_complete(host: Host) -> None:
+    """As forgectl says, and shows no value."""
     found = json.loads(host.check_output("forgectl secrets check inbox --json"))
     assert {name: identity["state"] for name, identity in found["identities"].items()} == {"app": "ok", "migrate": "ok"}
     assert found["problems"] == []
+
+
+@pytest.mark.parametrize(("own", "other"), [("app", "migrate"), ("migrate", "app")])
+def test_identities_read_their_own_path_only(vault: hvac.Client, own: str, other: str) -> None:
+    """The app may not have the migration's password, nor the migration the app's secrets."""
+    role = f"forge-inbox-{own}"
+    secret_id = vault.auth.approle.generate_secret_id(role)["data"]["secret_id"]
+    identity = hvac.Client(url=vault.url, session=vault.session)
+    try:
+        identity.auth.approle.login(vault.auth.approle.read_role_id(role)["data"]["role_id"], secret_id)
+        assert secrets_at(identity, f"forge/inbox/{own}")
+        with pytest.raises(hvac.exceptions.Forbidden):
+            secrets_at(identity, f"forge/inbox/{other}")
+    finally:
+        identity.logout(revoke_token=True)
+        vault.auth.approle.destroy_secret_id(role, secret_id)

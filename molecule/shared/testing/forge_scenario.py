@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 import subprocess
 import time
@@ -119,11 +120,30 @@ def playbook(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["ansible-playbook", "--inventory", str(inventory), "site.yml", *arguments],
         cwd=os.environ["MOLECULE_PROJECT_DIRECTORY"],
-        env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
+        # Molecule forces colours where its own output has them.
+        env=os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def show(host: Host, unit: str, name: str) -> str:
+    """Read a property of a unit, as systemd has it in force."""
+    return str(host.check_output("systemctl show --value --property=%s %s", name, unit))
+
+
+def main_pid(host: Host, unit: str) -> int:
+    """Read the main process of a unit; 0 while there is none."""
+    return int(show(host, unit, "MainPID"))
+
+
+def cgroup_value(host: Host, unit: str, controller: str, v1: str, v2: str) -> str:
+    """Read a limit from the control group that a unit's main process is really in."""
+    groups = host.check_output("cat /proc/%s/cgroup", str(main_pid(host, unit)))
+    match = re.search(rf"^\d+:(?:[^:]*,)?{controller}(?:,[^:]*)?:(.*)$", groups, re.MULTILINE)
+    file = f"{controller}{match[1]}/{v1}" if match else f"{re.search('^0::(.*)$', groups, re.MULTILINE)[1]}/{v2}"  # type: ignore[index]
+    return str(host.check_output("cat %s", f"/sys/fs/cgroup/{file.lstrip('/')}"))
 
 
 def until(holds: Callable[[], Any], seconds: float, every: float = 0.1) -> Any:
