@@ -231,6 +231,7 @@ class _Connection(asyncio.Protocol):
         self.client = client
         self.load = client.load
         self.used = False
+        self.closing = False
         self.orderly = False
         self.transport: asyncio.Transport = None  # type: ignore[assignment] # asyncio sets it before anything else
 
@@ -238,12 +239,14 @@ class _Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
 
     def eof_received(self) -> None:
-        # Called after TLS' close_notify only: the other side meant it.
-        self.orderly = True
+        # The end of the TCP stream alone, as a killed server leaves it, is not TLS' close_notify.
+        self.closing = True
+        with contextlib.suppress(ssl.SSLError):
+            self.orderly = not self.transport.get_extra_info("ssl_object").read(1)
 
     @property
     def usable(self) -> bool:
-        return not self.orderly and not self.transport.is_closing()
+        return not self.closing and not self.transport.is_closing()
 
     def send(self, request: _Request) -> None:
         raise NotImplementedError
@@ -298,7 +301,7 @@ class _Http1(_Connection):
         if self.http.our_state is h11.DONE and self.http.their_state is h11.DONE:
             self.http.start_next_cycle()
         else:
-            self.orderly = True
+            self.closing = True
             self.transport.close()
         self.load.finish(request)
 
@@ -395,7 +398,7 @@ class _Http2(_Connection):
                     self.load.finish(request, TRUNCATED if request.received else RESET)
         elif isinstance(frame, GoAwayFrame):
             # What was sent too late was not looked at; the rest is answered yet.
-            self.orderly = True
+            self.closing = True
             for stream in [stream for stream in self.streams if stream > frame.last_stream_id]:
                 self.load.retry(self.streams.pop(stream), GOAWAY)
             self.close_if_done()
@@ -423,7 +426,7 @@ class _Http2(_Connection):
 
     def close_if_done(self) -> None:
         """Close a connection that takes no more requests after its last answer."""
-        if self.orderly and not self.streams:
+        if self.closing and not self.streams:
             self.transport.close()
 
     def abandon(self, _request: _Request) -> None:
