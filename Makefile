@@ -100,6 +100,12 @@ venv:  ## Make .venv from requirements.txt
 app-venv: venv
 	@scripts/venv app/requirements-dev.txt $(APP_VENV)
 
+.PHONY: bench
+bench: venv  ## Releases under load and throughput beside a peer, as ratios; writes docs/benchmarks.md. BENCH=--help tells more
+	@scripts/packages demo
+	@scripts/venv scripts/bench/requirements.txt .cache/bench-venv
+	@PYTHONPATH=scripts:molecule/shared/testing python -m bench $(BENCH)
+
 .PHONY: docs
 docs: venv  ## Write docs/variables.md from the roles' specifications
 	python scripts/document

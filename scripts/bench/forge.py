@@ -1,0 +1,129 @@
+"""This project: deploys and rollbacks of the event inbox under load, and the floor below which no start can be."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from demo import ROOT
+from forge_load import Result
+
+from bench.hosts import STATE, BenchError, Host, playbook, say, start_vault, write_inventory
+from bench.load import STEADY_SECONDS, WARM_SECONDS, Event, Site, during
+from bench.peer import revise
+
+ON_HOST = Path(__file__).with_name("on_host.py")
+APP = "inbox"
+SETTLE_SECONDS = 90.0
+
+
+class Forge:
+    """This project's host, and the source that is released to it."""
+
+    def __init__(self, host: Host, folder: Path) -> None:
+        self.host = host
+        self.source = folder / "app"
+        self._revisions = itertools.count(1)
+
+    def prepare(self, distribution: str) -> None:
+        """Provision the host and release the app."""
+        shutil.copytree(ROOT / "app", self.source, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        start_vault(distribution)
+        write_inventory(self.host, self.source)
+        playbook(ROOT / "site.yml", "a provisioned host")
+
+    def site(self) -> Site:
+        """Return the site that it serves."""
+        return Site(self.host, STATE / "tls" / "ca.pem")
+
+    def status(self) -> dict[str, Any]:
+        """Ask forgectl."""
+        answer: dict[str, Any] = json.loads(self.host.root(f"forgectl status {APP} --json"))
+        return answer
+
+    def main_pid(self) -> str:
+        """Return the process id of the live slot's Gunicorn."""
+        slot = self.status()["live"]["slot"]
+        return self.host.root(f"systemctl show --property MainPID --value {APP}@{slot}.service")
+
+    def workers(self) -> int:
+        """Return how many workers the live slot has."""
+        return int(self.host.root(f"pgrep --count --parent {self.main_pid()}"))
+
+    def floor(self, times: int = 3) -> list[float]:
+        """Return the seconds that the app needs by itself from the start of Gunicorn to ready."""
+        found: list[float] = self.host.python(ON_HOST, "floor", APP, self.main_pid(), str(times))
+        return [round(seconds, 3) for seconds in found]
+
+    def loaded_floor(self, site: Site) -> list[float]:
+        """Return the same while the live slot is under load."""
+        with site.load():
+            time.sleep(WARM_SECONDS)
+            return self.floor()
+
+    def cycle(self, site: Site) -> tuple[list[Event], Result]:
+        """Deploy, roll back while the old slot is warm, deploy, roll back to a slot that has to be started."""
+        with site.load() as load:
+            time.sleep(WARM_SECONDS + STEADY_SECONDS)
+            events = [during("deploy", self._deploy), during("rollback, warm", self._rollback)]
+            self.settle()
+            events.append(during("deploy", self._deploy))
+            self.settle()
+            events.append(during("rollback, cold", lambda: self._play("rollback", "rollback")))
+            self.settle()
+        return events, load.result
+
+    def settle(self) -> None:
+        """Wait until the last operation has its verdict and the slot that lost has stopped."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while self.status()["operation"]:
+            if time.monotonic() > deadline:
+                raise BenchError(
+                    f"Expected: the operation over within {SETTLE_SECONDS:.0f} s. "
+                    f"Found: {json.dumps(self.status()['operation'])}. Do: run the bench with --keep and look there."
+                )
+            time.sleep(1)
+
+    def _deploy(self) -> dict[str, Any]:
+        revise(self.source, next(self._revisions))
+        return self._play("deploy", "release")
+
+    def _play(self, name: str, action: str) -> dict[str, Any]:
+        playbook(ROOT / "playbooks" / f"{name}.yml", f"a {name}", no_wait=True)
+        return self._recorded(action)
+
+    def _rollback(self) -> dict[str, Any]:
+        command = f"forgectl rollback {APP} --no-wait --json"
+        began, answer, ended = self.host.root(
+            f"date +%s.%N; {command} 2> /dev/null | tr '\\n' ' '; echo; date +%s.%N"
+        ).splitlines()
+        if not json.loads(answer)["changed"]:
+            raise BenchError(f"Expected: `{command}` to roll back. Found: {answer}. Do: see if the history allows it.")
+        # Without the way into the container: an operator is on the host already.
+        return self._recorded("rollback") | {"command_seconds": round(float(ended) - float(began), 3)}
+
+    def _recorded(self, action: str) -> dict[str, Any]:
+        """Return what forgectl has recorded of the newest operation, and when the symlink was swapped."""
+        newest = json.loads(self.host.root(f"forgectl history {APP} --json"))["history"][-1]
+        if newest["action"] != action:
+            raise BenchError(f"Expected: a {action} in the history. Found: {newest}. Do: compare the two.")
+        phases: dict[str, float] = newest["phases"]
+        return {
+            "phases": {name: round(seconds, 3) for name, seconds in phases.items()},
+            "start_to_swap": round(sum(phases.get(name, 0.0) for name in ("start", "swap")), 3),
+            "swapped": float(self.host.root(f"stat --format %.9Y /run/{APP}/live.sock")),
+        }
+
+
+def repeat(what: str, times: int, work: Callable[[], Any]) -> list[Any]:
+    """Do something several times and say so."""
+    found = []
+    for number in range(1, times + 1):
+        say(f"{what}, {number} of {times}")
+        found.append(work())
+    return found

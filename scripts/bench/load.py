@@ -1,0 +1,110 @@
+"""Load on a host, and what an event under load cost its clients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forge_load import OK, Record, Result, Running, capacity, percentile, running
+
+from bench.hosts import DOMAIN, BenchError, Host, say
+
+MARGIN_SECONDS = 5.0
+"""How long before and after an event its requests count as the event's."""
+WARM_SECONDS = 2.0
+STEADY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Site:
+    """A host under its name, with the CA that its clients trust."""
+
+    host: Host
+    cafile: Path
+    rate: float = 0.0
+    """Requests a second: half of what the same clients get through in a closed loop."""
+
+    def measured(self) -> Site:
+        """Find the rate."""
+        try:
+            most = capacity(self.host.address, DOMAIN, self.cafile)
+        except RuntimeError as error:
+            raise BenchError(f"{self.host.name}: {error}. Do: run the bench with --keep and look there.") from error
+        say(f"{self.host.name}: {most:.0f} requests/s in a closed loop, so load is {most / 2:.0f}/s")
+        return Site(self.host, self.cafile, most / 2)
+
+    def load(self) -> Running:
+        """Put it under load for the length of a `with` block."""
+        return running(self.host.address, DOMAIN, self.cafile, rate=self.rate, extras=False)
+
+
+@dataclass
+class Event:
+    """Something that was done to a host under load; times in seconds since the epoch."""
+
+    name: str
+    began: float
+    ended: float
+    details: dict[str, Any]
+
+
+def during(name: str, work: Callable[[], dict[str, Any]]) -> Event:
+    """Do something, then wait until the requests after it are over as well."""
+    began = time.time()
+    details = work()
+    event = Event(name, began, time.time(), details)
+    time.sleep(MARGIN_SECONDS)
+    return event
+
+
+def steady(result: Result) -> list[Record]:
+    """Return the requests of the stretch before the first event."""
+    return result.between(result.began + WARM_SECONDS, result.began + WARM_SECONDS + STEADY_SECONDS)
+
+
+def cost(event: Event, result: Result) -> dict[str, Any]:
+    """Put in figures what an event cost; times in seconds, latencies in milliseconds."""
+    window = result.between(event.began - MARGIN_SECONDS, event.ended + MARGIN_SECONDS)
+    failed = [record for record in window if record.outcome != OK]
+    posts = sum(record.kind == "post" for record in failed)
+    p99, quiet = percentile(window, 99), percentile(steady(result), 99)
+    return {
+        "event": event.name,
+        "seconds": round(event.ended - event.began, 3),
+        "requests": len(window),
+        "lost_get": len(failed) - posts,
+        "lost_post": posts,
+        "failures": sorted({f"{record.outcome} {record.status}" for record in failed}),
+        # From the first request that failed to the last one.
+        "failing_seconds": round(max(r.due for r in failed) - min(r.due for r in failed), 3) if failed else 0.0,
+        "p99_ms": round(p99 * 1000, 2),
+        "steady_p99_ms": round(quiet * 1000, 2),
+        "p99_ratio": round(p99 / quiet, 2),
+        **event.details,
+    }
+
+
+def prove_sight(site: Site) -> int:
+    """Kill the proxy under load; the generator has to see it.
+
+    Raises:
+        BenchError: it saw nothing, so that no other figure would mean anything.
+    """
+
+    def kill() -> dict[str, Any]:
+        site.host.root("systemctl kill --signal=KILL nginx; sleep 1; systemctl restart nginx")
+        return {}
+
+    with site.load() as load:
+        time.sleep(WARM_SECONDS)
+        during("control", kill)
+    lost = len(load.result.failed)
+    if not lost:
+        raise BenchError(
+            "Expected: requests that fail while Nginx is killed. Found: none, so the load generator sees nothing.\n"
+            "Do: look at molecule/shared/testing/forge_load.py; nothing that this run measured counts."
+        )
+    return lost

@@ -1,0 +1,98 @@
+"""Runs on the host as root: starts the app by hand, beside the live slot, with the slot's own command.
+
+on_host.py floor USER PID TIMES       seconds from starting Gunicorn to the first 200 of /ready, as a JSON list
+on_host.py serve USER PID PORT        serve on a TCP port until killed
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+START_SECONDS = 60
+POLL_SECONDS = 0.005
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=5)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def command(pid: str, bind: str, folder: str) -> tuple[list[str], dict[str, str], str]:
+    """Return the command, environment and working folder of a running Gunicorn, made to listen elsewhere."""
+    process = Path("/proc") / pid
+    words = process.joinpath("cmdline").read_bytes().decode().split("\0")[:-1]
+    pairs = process.joinpath("environ").read_bytes().decode().split("\0")[:-1]
+    variables = dict(pair.split("=", 1) for pair in pairs)
+    for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
+        variables.pop(name, None)
+    if "PROMETHEUS_MULTIPROC_DIR" in variables:
+        variables["PROMETHEUS_MULTIPROC_DIR"] = folder
+    return [*words, "--bind", bind], variables, str(process.joinpath("cwd").readlink())
+
+
+def ready(path: str) -> bool:
+    """Ask once."""
+    connection = UnixConnection(path)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def floor(user: str, pid: str) -> float:
+    """Start it, wait until it is ready, stop it; return the seconds to ready."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)  # noqa: PTH101, S103 - on a throwaway host
+        path = f"{folder}/bench.sock"
+        words, variables, cwd = command(pid, f"unix:{path}", folder)
+        began = time.monotonic()
+        process = subprocess.Popen(
+            words, env=variables, cwd=cwd, user=user, group=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            while not ready(path):
+                if process.poll() is not None or time.monotonic() - began > START_SECONDS:
+                    sys.exit(f"no answer from {' '.join(words)}; exit status {process.poll()}")
+                time.sleep(POLL_SECONDS)
+            return time.monotonic() - began
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def serve(user: str, pid: str, port: str) -> None:
+    """Become it."""
+    folder = tempfile.mkdtemp()
+    os.chmod(folder, 0o777)  # noqa: PTH101, S103 - on a throwaway host
+    words, variables, cwd = command(pid, f"0.0.0.0:{port}", folder)
+    process = subprocess.Popen(words, env=variables, cwd=cwd, user=user, group=user)
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    sys.exit(process.wait())
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "floor":
+        print(json.dumps([floor(sys.argv[2], sys.argv[3]) for _ in range(int(sys.argv[4]))]))
+    else:
+        serve(*sys.argv[2:])

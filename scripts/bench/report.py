@@ -1,0 +1,195 @@
+"""Turn the measurements of a run into a table of ratios, docs/benchmarks.md and the picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from demo import ROOT
+from forge_load import OK, Result
+
+from bench.hosts import PEER_VENV, STATE, BenchError, run
+from bench.load import MARGIN_SECONDS, Event
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+PICTURE = ROOT / "docs" / "release.svg"
+BEGIN, END = "<!-- written by make bench: begin -->", "<!-- written by make bench: end -->"
+
+
+def write_page(results: dict[str, Any]) -> None:
+    """Put the tables into docs/benchmarks.md, between its markers.
+
+    Raises:
+        BenchError: the markers are gone.
+    """
+    text = PAGE.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise BenchError(f"Expected: {BEGIN} and {END}, once each, in {PAGE}. Found: not so. Do: put them back.")
+    before, rest = text.split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{tables(results)}\n{END}{rest.split(END)[1]}")
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Return the tables in Markdown."""
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return "\n\n".join(
+        [
+            f"{results['made']}, {machine['cores']} cores ({machine['processor']}) shared by the load generator, "
+            f"Ansible and the hosts; {machine['hosts']}; {versions}. "
+            f"Medians of {results['repeats']}, with the lowest and highest in brackets.",
+            "### Deploy and rollback under load",
+            releases(results),
+            "### Of this project's cutovers",
+            cutovers(results),
+            "### Throughput through TLS",
+            throughput(results),
+        ]
+    )
+
+
+def releases(results: dict[str, Any]) -> str:
+    """Compare with the peer, event by event."""
+    own, peer = (group(results[name]["events"]) for name in ("forge", "fujin"))
+    rows = []
+    for ours, theirs in (("deploy", "redeploy"), ("rollback, cold", "rollback"), ("deploy", "redeploy by HUP")):
+        rows.append(
+            [
+                f"{ours} : {theirs}",
+                *(spread(events, "seconds") for events in (own[ours], peer[theirs])),
+                ratio(middle(own[ours], "seconds"), middle(peer[theirs], "seconds")),
+                *(lost(events) for events in (own[ours], peer[theirs])),
+                *(spread(events, "failing_seconds") for events in (own[ours], peer[theirs])),
+            ]
+        )
+    rates = " and ".join(
+        f"{results[name]['rate']:.0f}/s on {title}"
+        for name, title in (("forge", "this project's"), ("fujin", "Fujin's"))
+    )
+    return (
+        table(
+            "event, this project : Fujin | seconds | seconds, Fujin | ratio | lost GET + POST "
+            "| lost GET + POST, Fujin | s of failures | s of failures, Fujin",
+            rows,
+        )
+        + f"\n\nLost is of all repeats together. Each host gets half of what its own clients get through in a closed "
+        f"loop: {rates}. A control event, Nginx killed, lost {results['control']} requests."
+    )
+
+
+def cutovers(results: dict[str, Any]) -> str:
+    """Compare with the floor, and the p99 with that of quiet times."""
+    forge = results["forge"]
+    own = group(forge["events"])
+    quiet, loaded = (median(forge["floor"][name]) for name in ("idle", "loaded"))
+    rows = []
+    for name, events in own.items():
+        started = name != "rollback, warm"
+        command = spread(events, "command_seconds") if not started else spread(events, "seconds")
+        rows.append(
+            [
+                name,
+                command,
+                spread(events, "start_to_swap"),
+                ratio(middle(events, "start_to_swap"), loaded) if started else "",
+                ratio(middle(events, "start_to_swap"), quiet) if started else "",
+                spread(events, "p99_ratio"),
+                ", ".join(phase_medians(events)),
+            ]
+        )
+    return (
+        table(
+            "event | seconds | start to swap, s | : floor under load | : floor idle | p99 : steady p99 | phases, s",
+            rows,
+        )
+        + f"\n\nThe floor, the same Gunicorn started by hand on the same host until its first 200 of `/ready`: "
+        f"{quiet:.2f} s idle, {loaded:.2f} s under the same load. The seconds of a warm rollback are those of "
+        "`forgectl rollback` on the host, of the others those of the playbook. Steady p99: "
+        f"{median(event['steady_p99_ms'] for event in forge['events']):.1f} ms."
+    )
+
+
+def throughput(results: dict[str, Any]) -> str:
+    """Compare the ways to the same app with Caddy and with no proxy at all."""
+    found: dict[str, float] = results["throughput"]
+    caddy, bare = found["Caddy"], found["Gunicorn without TLS or proxy"]
+    rows = [[way, f"{rate:.0f}", ratio(rate, caddy), ratio(rate, bare)] for way, rate in found.items()]
+    return table("way to the same running app | requests/s | : Caddy | : without TLS or proxy", rows)
+
+
+def group(events: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Sort events by their name, in the order of their first appearance."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        found.setdefault(event["event"], []).append(event)
+    return found
+
+
+def middle(events: list[dict[str, Any]], key: str) -> float:
+    """Median of a figure."""
+    return float(median(event[key] for event in events))
+
+
+def spread(events: list[dict[str, Any]], key: str) -> str:
+    """Median, lowest and highest of a figure."""
+    values = [event[key] for event in events]
+    return f"{median(values):.2f} [{min(values):.2f}, {max(values):.2f}]" if any(values) else "0"
+
+
+def lost(events: list[dict[str, Any]]) -> str:
+    """Requests lost in all of the events, and of how many."""
+    gets, posts, sent = (sum(event[key] for event in events) for key in ("lost_get", "lost_post", "requests"))
+    return f"{gets} + {posts} of {sent}"
+
+
+def ratio(one: float, other: float) -> str:
+    """A ratio as a figure."""
+    return f"{one / other:.2f}"
+
+
+def phase_medians(events: list[dict[str, Any]]) -> list[str]:
+    """Name each phase that took a hundredth of a second or more."""
+    names = {name for event in events for name in event["phases"]}
+    order = [name for name in events[0]["phases"] if name in names]
+    medians = {name: median(event["phases"].get(name, 0.0) for event in events) for name in order}
+    return [f"{name} {seconds:.2f}" for name, seconds in medians.items() if seconds >= 0.01]
+
+
+def table(head: str, rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    titles = [title.strip() for title in head.split("|")]
+    lines = [titles, ["---"] + ["--:"] * (len(titles) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(events: list[Event], result: Result) -> None:
+    """Draw a deploy and the warm rollback after it."""
+    deploy, rollback = events[:2]
+    zero = deploy.began
+    after: Callable[[float], float] = lambda moment: round(moment - zero, 3)  # noqa: E731
+    requests = [
+        [after(each.due), round(each.latency * 1000, 2), "POST" if each.kind == "post" else "GET", each.outcome != OK]
+        for each in result.between(zero - MARGIN_SECONDS, rollback.ended + MARGIN_SECONDS)
+    ]
+    swaps = deploy.details["swapped"], rollback.details["swapped"]
+    phases = deploy.details["phases"]
+    bands: list[list[Any]] = []
+    end = swaps[0]
+    for names in (("start", "swap"), ("secrets", "stage", "environment", "migrate")):
+        begin = end - sum(phases.get(name, 0.0) for name in names)
+        bands.insert(0, [after(begin), after(end), "start" if "start" in names else "stage, migrate"])
+        end = begin
+    bands.insert(0, [0.0, after(end), "pack, upload"])
+    bands.append([after(swaps[0]), after(rollback.began), "watch, old slot warm"])
+    data = {
+        "requests": requests,
+        "bands": bands,
+        "events": [[0.0, "deploy"], [after(swaps[0]), "swap"], [after(swaps[1]), "rollback: swap"]],
+    }
+    file = STATE / "picture.json"
+    file.write_text(json.dumps(data))
+    program = Path(__file__).with_name("plot.py")
+    run([str(PEER_VENV / "bin" / "python"), str(program), str(file), str(PICTURE)], "a picture")
