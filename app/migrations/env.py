@@ -6,11 +6,14 @@ Needs FORGE_ENVIRONMENT, FORGE_DATABASE_URL and FORGE_DATABASE_PASSWORD; no secr
 import asyncio
 import logging
 import sys
+import traceback
 
 import asyncpg
 from alembic import context
+from alembic.runtime.migration import MigrationContext, MigrationInfo
+from alembic.script import Script
+from alembic.util import CommandError
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -46,10 +49,29 @@ async def _migrate(settings: DatabaseSettings) -> None:
 
 
 def _run(connection: Connection) -> None:
-    # One transaction for all: a failed upgrade leaves the schema as it was.
-    context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
+    # One transaction for all: a failed upgrade leaves the schema as it was. Only autocommit_block() ends it, before its
+    # statements; what was done by then stays.
+    context.configure(
+        connection=connection, target_metadata=metadata, compare_server_default=True, on_version_apply=_keep
+    )
     with context.begin_transaction():
         context.run_migrations()
+
+
+def _keep(ctx: MigrationContext, step: MigrationInfo, *_: object, **__: object) -> None:
+    """Commit that a migration ran which was not transactional, lest a later one that fails makes it run again."""
+    if isinstance(step.up_revision, Script) and vars(step.up_revision.module).get("repair"):
+        with ctx.autocommit_block():
+            pass
+
+
+def _failed(error: Exception) -> str:
+    """Say what is left of a migration that failed, found by the module among the frames of its error."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if repair := frame.f_globals.get("repair"):
+            revision = frame.f_globals["revision"]
+            return f"migration {revision} failed and cannot be rolled back; this undoes what it did: {repair}"
+    return "the migration failed and was rolled back"
 
 
 def _offline() -> None:
@@ -72,8 +94,10 @@ def _main() -> None:
     except DatabaseUnavailable as error:
         logger.critical("cannot migrate: %s", error)
         sys.exit(1)
-    except SQLAlchemyError:
-        logger.critical("the migration failed and was rolled back", exc_info=True)
+    except CommandError:
+        raise  # Alembic says it
+    except Exception as error:
+        logger.critical(_failed(error), exc_info=True)
         sys.exit(1)
 
 

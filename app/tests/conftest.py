@@ -66,13 +66,15 @@ def environ(cluster: Cluster, database: str, role: str = "inbox_app") -> Environ
     }
 
 
-def migrate(cluster: Cluster, database: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run alembic the way the migration unit does: without the application's signing key."""
+def migrate(
+    cluster: Cluster, database: str, *arguments: str, folder: Path = APP, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run alembic in `folder` the way the migration unit does: without the application's signing key."""
     given = environ(cluster, database, "inbox_migrate") | variables
     del given["FORGE_SIGNING_KEY"]
     return subprocess.run(
         [sys.executable, "-m", "alembic", *(arguments or ("upgrade", "head"))],
-        cwd=APP,
+        cwd=folder,
         env={"PATH": os.environ["PATH"]} | given,
         capture_output=True,
         text=True,

@@ -8,11 +8,14 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import text
 
 from cluster import Cluster
 from conftest import running
 from inbox import events
 from inbox.application import create_app
+from inbox.cursors import START
+from inbox.database import Database
 from inbox.logs import JsonFormatter
 from inbox.settings import Settings, get_settings
 
@@ -140,6 +143,81 @@ async def test_pages_cover_everything_once(client: httpx.AsyncClient) -> None:
     assert [event["payload"] for event in page["events"]] == ["later"]
 
 
+async def test_pages_of_one_type_cover_it_once(client: httpx.AsyncClient) -> None:
+    """The types alternate, so that every cursor lies between events of the other one."""
+    for number in range(9):
+        await post(client, f"k{number}", {"type": ("a", "b:2/c.d_e-F")[number % 2], "payload": number})
+    for of_type, numbers in (("a", [0, 2, 4, 6, 8]), ("b:2/c.d_e-F", [1, 3, 5, 7]), ("none", [])):
+        seen: list[int] = []
+        query: dict[str, Any] = {"limit": 2, "type": of_type}
+        more = True
+        while more:
+            page = (await client.get("/v1/events", params=query)).json()
+            assert {event["type"] for event in page["events"]} <= {of_type}
+            seen += [event["payload"] for event in page["events"]]
+            query["cursor"], more = page["cursor"], page["more"]
+        assert seen == numbers
+        await post(client, f"other-{of_type}", {"type": "other", "payload": "other"})
+        later = await post(client, f"later-{of_type}", {"type": of_type, "payload": "later"})
+        page = (await client.get("/v1/events", params=query)).json()
+        assert page["events"] == [later.json()]
+
+
+async def test_a_page_of_one_type_is_bounded_in_bytes(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "PAGE_BYTES", 5000)
+    for number in range(8):
+        await post(client, f"k{number}", {"type": "ab"[number % 2], "payload": f"{number}" * 4000})
+    page = (await client.get("/v1/events", params={"type": "a"})).json()
+    assert [event["id"] for event in page["events"]] == [1, 3]
+    assert page["more"]
+    rest = (await client.get("/v1/events", params={"type": "a", "cursor": page["cursor"]})).json()
+    assert [event["id"] for event in rest["events"]] == [5, 7]
+
+
+async def test_a_stream_goes_on_where_a_page_of_one_type_ended(
+    client: httpx.AsyncClient, cluster: Cluster, database: str
+) -> None:
+    """Its cursor is a place in the sequence of all events, and none that commits late lies before it."""
+    async with cluster.connect(database) as late:
+        transaction = late.transaction()
+        await transaction.start()
+        await late.execute(
+            "INSERT INTO event (idempotency_key, fingerprint, type, payload, size) VALUES ('late', '', 'a', '1', 1)"
+        )
+        await post(client, "early", {"type": "a", "payload": 2})
+        first = (await client.get("/v1/events", params={"type": "a"})).json()
+        assert (first["events"], first["more"]) == ([], False)
+        await transaction.commit()
+    for query, payloads in (({"type": "a"}, [1, 2]), ({"type": "b"}, []), ({}, [1, 2])):
+        page = (await client.get("/v1/events", params=query | {"cursor": first["cursor"]})).json()
+        assert [event["payload"] for event in page["events"]] == payloads
+
+
+async def test_a_page_of_a_rare_type_reads_nothing_else(settings: Settings, cluster: Cluster, database: str) -> None:
+    """One query over many events of another type, and what it read, as PostgreSQL counted it."""
+    async with cluster.connect(database) as admin:
+        await admin.execute(
+            "INSERT INTO event (idempotency_key, fingerprint, type, payload, size) "
+            "SELECT i, '', CASE i % 5000 WHEN 0 THEN 'rare' ELSE 'many' END, '1', 1 FROM generate_series(1, 20000) i"
+        )
+        await admin.execute("ANALYZE event")
+    read = text("SELECT pg_stat_get_xact_tuples_returned(to_regclass(:name))")
+    opened = Database(settings)
+    async with opened.connection() as connection:
+        in_transaction = await connection.execution_options(isolation_level="REPEATABLE READ")
+        page = await events.read_after(in_transaction, START, 100, "rare")
+        counts = [
+            (await in_transaction.execute(read, {"name": name})).scalar_one()
+            for name in ("event", "event_xid_id_idx", "event_type_xid_id_idx")
+        ]
+        await in_transaction.rollback()
+    await opened.close()
+    assert len(page.events) == 4
+    assert counts == [0, 0, 4]
+
+
 async def test_a_page_is_bounded_in_bytes(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "PAGE_BYTES", 5000)
     for number in range(5):
@@ -194,6 +272,8 @@ async def test_a_late_commit_is_not_skipped(client: httpx.AsyncClient, cluster: 
         ("GET", "/v1/events/x", 422),
         ("GET", f"/v1/events/{2**63}", 422),
         ("GET", "/v1/events?limit=101", 422),
+        ("GET", "/v1/events?type=", 422),
+        ("GET", "/v1/events?type=a%20b", 422),
         ("GET", "/v1/events/stream?cursor=x", 400),
         ("DELETE", "/v1/events", 405),
         ("PUT", "/health", 405),

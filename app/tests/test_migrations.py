@@ -1,10 +1,22 @@
 """Migrations as another role, without the application's secrets, and in step with its code."""
 
+import asyncio
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import asyncpg
 import pytest
 
 from cluster import Cluster
 from conftest import APP, migrate, provision
+
+VERSION = "SELECT string_agg(version_num, ' ') FROM alembic_version"
+INDEX = "event_type_xid_id_idx"
+VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('event_type_xid_id_idx')"
+INSERT = "INSERT INTO event (idempotency_key, fingerprint, type, payload, size) VALUES ('{}', '', {}, '1', 1)"
+# What the index by type cannot hold; the API accepts 200 characters.
+TOO_LONG = "(SELECT string_agg(md5(i::text), '') FROM generate_series(1, 300) AS i)"
 
 
 def test_objects_belong_to_the_owner_and_the_application_cannot_change_them(cluster: Cluster, migrated: str) -> None:
@@ -55,6 +67,76 @@ def test_a_failed_migration_leaves_the_schema_as_it_was(cluster: Cluster) -> Non
     assert "rolled back" in done.stdout
     assert "DuplicateTable" in done.stdout
     assert cluster.admin("SELECT to_regclass('event') IS NULL", database="in_the_way")
+
+
+def at_the_first(cluster: Cluster, database: str) -> None:
+    provision(cluster, database)
+    assert migrate(cluster, database, "upgrade", "0001").returncode == 0
+
+
+def test_the_index_by_type_is_built_while_events_are_written(cluster: Cluster) -> None:
+    """It waits longer than LOCK_TIMEOUT_S for a transaction, and nobody waits for it."""
+    at_the_first(cluster, "busy")
+
+    async def write_meanwhile() -> None:
+        async with cluster.connect("busy") as first, cluster.connect("busy") as second:
+            transaction = first.transaction()
+            await transaction.start()
+            await first.execute(INSERT.format("k1", "'t'"))
+            with ThreadPoolExecutor() as threads:
+                done = threads.submit(migrate, cluster, "busy")
+                try:
+                    while await second.fetchval(VALID) is None:  # noqa: ASYNC110 - another process makes it
+                        await asyncio.sleep(0.05)
+                    await second.execute("SET statement_timeout = '2s'")
+                    await second.execute(INSERT.format("k2", "'t'"))
+                    await asyncio.sleep(5.5)
+                    assert not done.done()
+                finally:
+                    await transaction.commit()
+            assert done.result().returncode == 0, done.result().stdout
+
+    asyncio.run(write_meanwhile())
+    assert cluster.admin(VALID, database="busy")
+
+
+def test_a_build_that_failed_names_its_repair_and_works_the_next_time(cluster: Cluster) -> None:
+    at_the_first(cluster, "broken")
+    cluster.admin(INSERT.format("long", TOO_LONG), database="broken")
+    done = migrate(cluster, "broken")
+    assert done.returncode == 1
+    assert "migration 0002 failed and cannot be rolled back" in done.stdout
+    assert f"this undoes what it did: DROP INDEX CONCURRENTLY IF EXISTS {INDEX}" in done.stdout
+    assert cluster.admin(VERSION, database="broken") == "0001"
+    assert cluster.admin(VALID, database="broken") is False
+
+    cluster.admin("TRUNCATE event", database="broken")
+    done = migrate(cluster, "broken")
+    assert done.returncode == 0, done.stdout
+    assert cluster.admin(VERSION, database="broken") == "0002"
+    assert cluster.admin(VALID, database="broken")
+
+
+def test_what_was_not_transactional_is_kept_when_a_later_migration_fails(cluster: Cluster, tmp_path: Path) -> None:
+    """The later ones, made from the template, leave nothing behind: one transaction for all of them."""
+    for name in ("alembic.ini", "migrations", "src"):
+        (shutil.copytree if (APP / name).is_dir() else shutil.copy)(APP / name, tmp_path / name)
+    provision(cluster, "in_part")
+    for revision, statement in (("9998", "CREATE TABLE later ()"), ("9999", "CREATE TABLE event ()")):
+        made = migrate(cluster, "in_part", "revision", "--rev-id", revision, "-m", "later", folder=tmp_path)
+        assert made.returncode == 0, made.stderr
+        file = tmp_path / f"migrations/versions/{revision}_later.py"
+        written = file.read_text()
+        assert "\nbackward_compatible: bool = False\n" in written
+        assert '\nrepair: str = ""\n' in written
+        file.write_text(written.replace("    pass", f'    op.execute("{statement}")', 1))
+    done = migrate(cluster, "in_part", folder=tmp_path)
+    assert done.returncode == 1
+    assert "DuplicateTable" in done.stdout
+    assert "the migration failed and was rolled back" in done.stdout
+    assert cluster.admin(VERSION, database="in_part") == "0002"
+    assert cluster.admin(VALID, database="in_part")
+    assert cluster.admin("SELECT to_regclass('later') IS NULL", database="in_part")
 
 
 def test_nothing_runs_migrations_at_start() -> None:

@@ -13,6 +13,8 @@ revision: str = "0001"
 down_revision: str | None = None
 branch_labels: None = None
 depends_on: None = None
+# There is no release before it.
+backward_compatible: bool = True
 
 
 def upgrade() -> None:

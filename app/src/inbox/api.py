@@ -14,7 +14,7 @@ from inbox import cursors, events
 from inbox.cursors import START, Position
 from inbox.database import DatabaseUnavailable
 from inbox.dependencies import DatabaseDep, FeedDep, MetricsDep, PositionDep, SettingsDep, parse_cursor
-from inbox.events import Event, EventIn
+from inbox.events import Event, EventIn, EventType
 from inbox.feed import Follower
 from inbox.problems import OPENAPI_RESPONSES, Problem, unavailable
 from inbox.settings import Settings
@@ -78,14 +78,16 @@ async def page(
     settings: SettingsDep,
     position: PositionDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 50,
+    of_type: Annotated[EventType | None, Query(alias="type")] = None,
 ) -> EventPage:
-    """Page through all events, oldest first.
+    """Page through all events, or those of one `type`, oldest first.
 
     A page may hold fewer than `limit` events although `more` is true. The order is that in which events became
-    visible; it need not be that of their ids.
+    visible; it need not be that of their ids. A cursor is a place in the sequence of all events: go on with the `type`
+    that it came from, since events of others may lie before it, unread.
     """
     async with database.connection() as connection:
-        found = await events.read_after(connection, position or START, limit)
+        found = await events.read_after(connection, position or START, limit, of_type)
     return EventPage(
         events=[placed.event for placed in found.events],
         cursor=cursors.encode(found.position, settings.signing_key),

@@ -70,8 +70,12 @@ event_table = Table(
     Column("received_at", DateTime(timezone=True), server_default=func.now(), nullable=False),
     UniqueConstraint("idempotency_key", name="event_idempotency_key_key"),
     Index("event_xid_id_idx", "xid", "id"),
+    Index("event_type_xid_id_idx", "type", "xid", "id"),
 )
 _c = event_table.c
+
+
+EventType = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/-]{1,200}$", examples=["order.created"])]
 
 
 class EventIn(BaseModel):
@@ -79,7 +83,7 @@ class EventIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/-]{1,200}$", examples=["order.created"])]
+    type: EventType
     payload: Annotated[JsonValue, Field(examples=[{"order": 17, "total": "12.50"}])]
 
     @field_validator("payload", mode="before")
@@ -181,8 +185,10 @@ async def find(connection: AsyncConnection, event_id: int) -> Event | None:
     return _event(row) if row else None
 
 
-async def read_after(connection: AsyncConnection, position: Position, limit: int) -> Page:
+async def read_after(connection: AsyncConnection, position: Position, limit: int, of_type: str | None = None) -> Page:
     """Return up to `limit` events after `position`, in the order in which they became visible.
+
+    With `of_type`, only those of one type; the page then ends where all events of the type have been read.
 
     Ids come from a sequence when a row is inserted, and transactions commit in any order: a reader that remembers
     the highest id it saw skips every row that commits late. So a row carries the id of its transaction, rows are
@@ -195,6 +201,7 @@ async def read_after(connection: AsyncConnection, position: Position, limit: int
         select(_c.xid, _c.id, _c.type, _c.payload, _c.received_at, _c.size)
         .where(tuple_(_c.xid, _c.id) > tuple_(literal(position.xid, Xid8), literal(position.id, BigInteger)))
         .where(_c.xid < horizon.c.xmin)
+        .where(_c.type == of_type if of_type else true())
         .order_by(_c.xid, _c.id)
         .limit(limit + 1)
         .lateral("page")
