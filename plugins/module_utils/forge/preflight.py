@@ -29,6 +29,10 @@ _RANGES: dict[str, tuple[int, int]] = {
     "request_timeout": (1, 3600),
     "max_body_kib": (1, 1024 * 1024),
     "keep_releases": (2, 100),
+    "watch_seconds": (0, 600),
+    "recycle_after_hours": (0, 24 * 365),
+    "recycle_memory_percent": (0, 100),
+    "max_requests": (0, 10_000_000),
 }
 
 

@@ -4,7 +4,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +22,7 @@ Exit codes:
   4  the new release failed; the old one serves
   5  another command holds the app's lock
   6  Vault or a secret is not usable
+  7  the new release turned unready after the cutover; the old one serves again
   130  interrupted
 """
 
@@ -31,6 +32,24 @@ BOOT_PATIENCE_SECONDS = 120.0
 name_argument = click.argument("name")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
+harmless_option = click.option("--dry-run", is_flag=True, expose_value=False, help="As without: it changes nothing.")
+no_wait_option = click.option("--no-wait", is_flag=True, help="Do not wait for the verdict; `forgectl history` has it.")
+breaking_option = click.option(
+    "--breaking",
+    is_flag=True,
+    help="Allow a schema that the other release does not fit: maintenance page, no automatic rollback.",
+)
+
+
+def source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that name a source."""
+    digest = click.option(
+        "--source-digest", metavar="SHA256", help="Digest of the archive; enough for a source that is known here."
+    )
+    archive = click.option(
+        "--archive", metavar="FILE", help="Tar archive of the source; - reads it in base64 from standard input."
+    )
+    return archive(digest(command))
 
 
 class _Signalled(KeyboardInterrupt):
@@ -71,50 +90,186 @@ def forgectl() -> None:
 
 @forgectl.command()
 @name_argument
-@click.option("--archive", type=click.Path(path_type=Path, dir_okay=False), help="Tar archive of the source.")
-@click.option(
-    "--source-digest", metavar="SHA256", help="Digest of the archive; enough for a source that is known here."
-)
+@source_options
+@breaking_option
+@no_wait_option
 @dry_run_option
 @json_option
-def release(name: str, archive: Path | None, source_digest: str | None, dry_run: bool, as_json: bool) -> None:
+def release(
+    name: str,
+    archive: str | None,
+    source_digest: str | None,
+    breaking: bool,
+    no_wait: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Put a source into service with the present settings of app NAME.
 
-    Starts it in the idle slot beside the old release, waits until it is ready, moves traffic by one atomic rename,
-    drains the old release and stops it. What is live already is left alone.
+    Starts it in the idle slot beside the old release, waits until it is ready, moves the traffic by one atomic rename,
+    and watches it while the old release is warm: one that turns unready is rolled back by itself. Then the old one is
+    drained and stopped. What is live already is left alone.
     """
-    if archive is None and source_digest is None:
-        raise click.UsageError("name the source: --archive FILE or --source-digest SHA256")
+    _need_source(archive, source_digest)
     layout, app = _app(name)
     from forgectl import release as releases
 
-    with _locked(layout, "release", unless=dry_run):
-        result = releases.release(layout, app, archive=archive, source_digest=source_digest, dry_run=dry_run, say=_say)
-    if as_json:
-        _print_json(result)
-    elif not result.changed:
-        click.echo(f"{name}: {result.release} is live already; nothing to do")
-    elif dry_run:
-        click.echo("\n".join(f"would {line}" if not line.startswith("the ") else line for line in result.plan))
-    else:
-        phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in result.phases.items())
-        click.echo(f"{name}: {result.release} is live in slot {result.slot}; {phases}")
+    with _archive(archive) as path, _locked(layout, "release", unless=dry_run):
+        result = releases.release(
+            layout, app, archive=path, source_digest=source_digest, breaking=breaking, dry_run=dry_run, say=_say
+        )
+    _conclude(layout, app, result, dry_run=dry_run, wait=not no_wait, as_json=as_json)
 
 
 @forgectl.command()
 @name_argument
-def boot(name: str) -> None:
-    """Bring the live release of app NAME back after a boot; harmless at any other time."""
+@click.option("--to", metavar="RELEASE", help="The release to go to; without it, the one that was live before.")
+@breaking_option
+@no_wait_option
+@dry_run_option
+@json_option
+def rollback(name: str, to: str | None, breaking: bool, no_wait: bool, dry_run: bool, as_json: bool) -> None:
+    """Go back to an older release of app NAME with its own settings, through the same gate as a release.
+
+    The newer release stays on the host, for going forward again with --to.
+    """
     layout, app = _app(name)
     from forgectl import release as releases
 
-    with _locked(layout, "boot", patience=BOOT_PATIENCE_SECONDS):
-        restored = releases.boot(layout, app, _say)
-    click.echo(f"{name}: {restored} restored" if restored else f"{name}: nothing was released yet")
+    with _locked(layout, "rollback", unless=dry_run):
+        result = releases.rollback(layout, app, to=to, breaking=breaking, dry_run=dry_run, say=_say)
+    _conclude(layout, app, result, dry_run=dry_run, wait=not no_wait, as_json=as_json)
+
+
+@forgectl.command()
+@name_argument
+@click.option("--if-due", is_flag=True, help="Only when memory or age ask for it; what the timer calls.")
+@no_wait_option
+@dry_run_option
+@json_option
+def recycle(name: str, if_due: bool, no_wait: bool, dry_run: bool, as_json: bool) -> None:
+    """Move the live release of app NAME to a fresh slot: new workers, and no request lost."""
+    layout, app = _app(name)
+    from forgectl import release as releases
+
+    with _locked(layout, "recycle", unless=dry_run):
+        result = releases.recycle(layout, app, if_due=if_due, dry_run=dry_run, say=_say)
+    _conclude(layout, app, result, dry_run=dry_run, wait=not no_wait, as_json=as_json)
+
+
+@forgectl.command()
+@name_argument
+@source_options
+@dry_run_option
+@json_option
+def stage(name: str, archive: str | None, source_digest: str | None, dry_run: bool, as_json: bool) -> None:
+    """Make a release of app NAME ready on disk, with its environment, and start nothing."""
+    _need_source(archive, source_digest)
+    layout, app = _app(name)
+    from forgectl import release as releases
+
+    with _archive(archive) as path, _locked(layout, "stage", unless=dry_run):
+        result = releases.stage(layout, app, archive=path, source_digest=source_digest, dry_run=dry_run, say=_say)
+    if as_json:
+        _print_json(result)
+    elif dry_run and result.changed:
+        click.echo("\n".join(result.plan))
+    else:
+        click.echo(f"{name}: {result.release} is staged" + ("" if result.changed else " already; nothing to do"))
+
+
+@forgectl.command()
+@name_argument
+def watch(name: str) -> None:
+    """Watch the new release of app NAME, then drain the old one; forge-watch@NAME.service calls this."""
+    layout, app = _app(name)
+    from forgectl import cutover
+
+    cutover.follow(layout, app, _say)
+
+
+@forgectl.command()
+@name_argument
+@dry_run_option
+@json_option
+def recover(name: str, dry_run: bool, as_json: bool) -> None:
+    """Repair what an interrupted command left behind for app NAME; every other command does so first."""
+    layout, app = _app(name)
+    from forgectl import cutover, state
+
+    with _locked(layout, "recover", unless=dry_run):
+        before = state.load(layout).operation
+        after = before if dry_run else cutover.recover(layout, app, _say).operation
+    found = f"{before.phase} {before.release}" if before else None
+    if as_json:
+        _print_json({"app": name, "changed": before != after, "operation": found})
+    else:
+        click.echo(f"{name}: {found} was under way" if found else f"{name}: nothing to repair")
+
+
+@forgectl.command()
+@name_argument
+@dry_run_option
+@json_option
+def prune(name: str, dry_run: bool, as_json: bool) -> None:
+    """Remove the releases of app NAME beyond keep_releases, and environments that none of the others uses.
+
+    What is live, what was live before, and what a rollback would go to always stay.
+    """
+    layout, app = _app(name)
+    from forgectl import release as releases
+
+    with _locked(layout, "prune", unless=dry_run):
+        removed = releases.prune(layout, app, dry_run=dry_run, say=_say)
+    if as_json:
+        _print_json({"app": name, "changed": bool(removed), "removed": removed})
+    else:
+        verb = "would remove" if dry_run else "removed"
+        click.echo("\n".join(f"{verb} {each}" for each in removed) or "nothing to do")
+
+
+@forgectl.command()
+@name_argument
+@click.option("-n", "--lines", default=20, show_default=True, help="How many cutovers, newest last.")
+@harmless_option
+@json_option
+def history(name: str, lines: int, as_json: bool) -> None:
+    """Show the cutovers of app NAME: what, when, by whom, how it ended, and why."""
+    layout, _ = _app(name)
+    from forgectl import state
+    from forgectl import status as statuses
+
+    present = state.load(layout)
+    if as_json:
+        _print_json({"app": name, "history": present.history[-lines:], "operation": present.operation})
+    else:
+        click.echo("\n".join(statuses.history(present, lines)) or f"{name}: nothing was released yet")
+
+
+@forgectl.command()
+@name_argument
+@dry_run_option
+@json_option
+def boot(name: str, dry_run: bool, as_json: bool) -> None:
+    """Bring the live release of app NAME back after a boot; harmless at any other time."""
+    layout, app = _app(name)
+    from forgectl import cutover, state
+
+    if dry_run:
+        live = state.load(layout).live
+        restored = live.release if live else None
+    else:
+        with _locked(layout, "boot", patience=BOOT_PATIENCE_SECONDS):
+            restored = cutover.boot(layout, app, _say)
+    if as_json:
+        _print_json({"app": name, "release": restored})
+    else:
+        click.echo(f"{name}: {restored} restored" if restored else f"{name}: nothing was released yet")
 
 
 @forgectl.command()
 @click.argument("name", required=False)
+@harmless_option
 @json_option
 def status(name: str | None, as_json: bool) -> None:
     """Show what is live, whether it is ready, and how it got there; of one app or all."""
@@ -132,11 +287,13 @@ def status(name: str | None, as_json: bool) -> None:
 @name_argument
 @click.option("-n", "--lines", default=50, show_default=True, help="How many lines.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as new lines come.")
-def logs(name: str, lines: int, follow: bool) -> None:
-    """Show the log of app NAME: both slots and its migrations."""
+@harmless_option
+@json_option
+def logs(name: str, lines: int, follow: bool, as_json: bool) -> None:
+    """Show the log of app NAME: both slots and its migrations. With --json, journald's own objects, one a line."""
     layout, _ = _app(name)
     units = [f"--unit={pattern}" for pattern in (f"{layout.name}@*.service", f"{layout.name}-migrate@*.service")]
-    command = ["journalctl", *units, f"--lines={lines}", "--output=cat"]
+    command = ["journalctl", *units, f"--lines={lines}", f"--output={'json' if as_json else 'cat'}"]
     os.execvp("journalctl", [*command, "--follow"] if follow else [*command, "--no-pager"])
 
 
@@ -212,6 +369,47 @@ def verifiers(name: str, dry_run: bool, as_json: bool) -> None:
         _print_json({"app": name, "changed": changed, "roles": roles})
     else:
         click.echo("\n".join(f"{role}: {result}" for role, result in roles.items()))
+
+
+@contextmanager
+def _archive(name: str | None) -> Iterator[Path | None]:
+    """The file of an archive; what comes through standard input is kept in memory."""
+    if name != "-":
+        yield Path(name) if name else None
+        return
+    import base64
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(dir="/run", prefix="forge-archive-") as file:
+        try:
+            file.write(base64.b64decode(sys.stdin.buffer.read()))
+        except ValueError as error:
+            raise Refused(f"expected an archive in base64 on standard input; found: {error}") from error
+        file.flush()
+        yield Path(file.name)
+
+
+def _need_source(archive: str | None, source_digest: str | None) -> None:
+    if archive is None and source_digest is None:
+        raise click.UsageError("name the source: --archive FILE or --source-digest SHA256")
+
+
+def _conclude(layout: Any, app: Any, result: Any, *, dry_run: bool, wait: bool, as_json: bool) -> None:
+    """Wait for the verdict if there is one to come, and say how it went."""
+    from forgectl import release as releases
+
+    if wait and not dry_run and result.began and result.verdict == "watching":
+        _say(f"watching for {app.watch_seconds:g} s ...")
+        result = releases.concluded(layout, app, result)
+    if as_json:
+        _print_json(result)
+    elif dry_run and result.changed:
+        click.echo("\n".join(result.plan))
+    elif not result.changed:
+        click.echo(f"{app.name}: {result.release} is {result.verdict} already; nothing to do")
+    else:
+        head = f"{app.name}: {result.release} is {result.verdict} in slot {result.slot}"
+        click.echo("\n".join([head, *result.report]))
 
 
 @contextmanager

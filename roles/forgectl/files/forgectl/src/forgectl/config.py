@@ -15,7 +15,10 @@ Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The timeout chain, seconds; all derived from the longest allowed request."""
+    """The timeout chain, seconds; all derived from the longest allowed request.
+
+    `pool_exit`: how long Nginx may still use a connection to a slot that live.sock no longer leads to.
+    """
 
     request: Seconds
     app_graceful: Seconds
@@ -23,6 +26,7 @@ class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     stop: Seconds
     heartbeat: Seconds
     proxy_idle: Seconds
+    pool_exit: Seconds
     app_keepalive: Seconds
     connect: Seconds
     start: Seconds
@@ -70,7 +74,11 @@ class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One app of this host."""
+    """One app of this host.
+
+    A new slot is watched for `watch_seconds` after the cutover; a slot is recycled after `recycle_after_hours`, or
+    when its own memory is above `recycle_memory_percent` of its limit (0: never).
+    """
 
     name: Name
     user: Name
@@ -84,9 +92,17 @@ class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     ready_path: Annotated[str, msgspec.Meta(pattern=r"^/")] = "/ready"
     health_path: Annotated[str, msgspec.Meta(pattern=r"^/")] = "/health"
     keep_releases: Annotated[int, msgspec.Meta(ge=2)] = 5
+    watch_seconds: Annotated[float, msgspec.Meta(ge=0)] = 10
+    recycle_after_hours: Annotated[float, msgspec.Meta(ge=0)] = 168
+    recycle_memory_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 80
     settings: dict[Variable, str] = {}
     migration: Migration | None = None
     database: Database | None = None
+
+    @property
+    def uses_alembic(self) -> bool:
+        """Whether the migrations are Alembic's, whose revisions forgectl can read."""
+        return self.migration is not None and self.migration.command[0] == "alembic"
 
 
 def decode(data: bytes, source: Path) -> App:

@@ -102,7 +102,7 @@ def migration_url(database: Database) -> str:
 
 
 @contextmanager
-def migration_lock(url: str, password: str) -> Iterator[None]:
+def migration_lock(url: str, password: str) -> Iterator["psycopg.Connection"]:
     """Hold the database's migration lock on a connection of our own, however many hosts share the database.
 
     Raises:
@@ -132,7 +132,7 @@ def migration_lock(url: str, password: str) -> Iterator[None]:
                 f"expected the migration lock within {LOCK_TIMEOUT_SECONDS} s; found: {_words(error)}; another host is "
                 "migrating this database: wait for it"
             ) from None
-        yield
+        yield connection
 
 
 @contextmanager

@@ -12,6 +12,7 @@ REFUSED = 3
 CANDIDATE_FAILED = 4
 LOCKED = 5
 SECRETS = 6
+ROLLED_BACK = 7
 INTERRUPTED = 130
 
 # No room on a disk, for a user, in a file.
@@ -40,6 +41,12 @@ class CandidateFailed(ForgeError):
     """The new release failed; whatever served before still serves."""
 
     exit_code = CANDIDATE_FAILED
+
+
+class RolledBack(ForgeError):
+    """The new release took traffic, turned unready while the old one was not, and the old one has it back."""
+
+    exit_code = ROLLED_BACK
 
 
 class Locked(ForgeError):

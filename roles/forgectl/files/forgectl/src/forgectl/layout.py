@@ -27,6 +27,9 @@ class Layout:
         self.cache = root / "var/cache/forge" / name
         self.sockets = root / "run" / name
         self.live = self.sockets / "live.sock"
+        # While it exists, Nginx answers with the maintenance page.
+        self.maintenance = self.sockets / "maintenance"
+        self.access_log = root / "var/log/nginx" / f"{name}.json"
 
     def socket(self, slot: str) -> Path:
         """The listener of a slot."""
@@ -48,6 +51,9 @@ class Layout:
 
     def migration_unit(self, release: str) -> str:
         return f"{self.name}-migrate@{release}.service"
+
+    def watch_unit(self) -> str:
+        return f"forge-watch@{self.name}.service"
 
     def slot_release(self, slot: str) -> str | None:
         """The release that a slot points at."""

@@ -1,96 +1,55 @@
-"""The state machine of a release: stage, build, check, migrate, start, gate, swap, drain, record, prune.
+"""What an operator asks for: release a source, roll back, recycle, stage, prune."""
 
-What a crash at any step leaves behind, and how `recover` at the start of the next command repairs it:
-
-    staging, pruning    releases/.ID.incomplete, removed; a release folder appears and disappears by one rename
-    building            an environment without its .complete marker, built anew; its unit is stopped
-    migrating           the migration's unit may still run, and is waited for: half a migration is worse than a late one
-    starting            operation "starting", live.sock leads to the old slot: the new one is stopped
-    between the rename of live.sock and the write after it
-                        operation "starting", live.sock leads to the new slot: traffic decides, so the new one is live.
-                        After a reboot there is no live.sock, and the old one is started: it was not stopped yet
-    draining            operation "draining": the old slot is drained and stopped
-"""
-
-import compileall
 import grp
-import gzip
-import hashlib
-import os
 import shutil
-import tarfile
-import time
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
-from forgectl import database, identity, slots, state, systemd, venv
+from forgectl import config, cutover, identity, migration, report, schema, slots, staging, state, systemd, venv
 from forgectl.config import App
-from forgectl.errors import CandidateFailed, ForgeError, Refused, explain
-from forgectl.layout import SLOTS, Layout, fsync_directory, walk
-from forgectl.lock import person
-from forgectl.state import Entry, Operation, Slotted, State
+from forgectl.cutover import Cutover, Say
+from forgectl.errors import Refused
+from forgectl.layout import Layout
+from forgectl.report import Candidate
+from forgectl.staging import Record
+from forgectl.state import Action, State
 
-Say = Callable[[str], None]
-INPUTS = ("gunicorn.conf.py", "slot.conf")
-GZIP_MAGIC = b"\x1f\x8b"
-
-
-class Record(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """release.json. `digest` covers source and settings, `source_digest` the uploaded archive alone."""
-
-    id: str
-    digest: str
-    source_digest: str
-    venv: str
-    at: str
-    by: str
-    schema_heads: list[str] | None = None
+# A recycling that failed is not tried again at once.
+RECYCLE_PAUSE_HOURS = 1.0
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a release did, or would do; phases in seconds."""
+    """What a command did, or would do; phases in seconds, `requests` by the release that answered them."""
 
     app: str
+    action: Action
     changed: bool
-    release: str | None
-    previous: str | None
-    slot: str | None
-    upload_needed: bool
-    plan: list[str]
-    phases: dict[str, float]
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def digest_of(layout: Layout, source_digest: str) -> str:
-    """The digest of a release: its source, its settings, its Gunicorn configuration and its unit."""
-    whole = hashlib.sha256()
-    for part in (source_digest.encode(), layout.description.read_bytes(), *map(Path.read_bytes, _inputs(layout))):
-        whole.update(len(part).to_bytes(8, "big") + part)
-    return whole.hexdigest()
-
-
-def records(layout: Layout) -> list[Record]:
-    """The releases on disk, oldest first."""
-    found = []
-    for path in sorted(layout.releases.glob("[0-9]*/release.json")):
-        try:
-            found.append(msgspec.json.decode(path.read_bytes(), type=Record))
-        except msgspec.DecodeError as error:
-            raise Refused(f"expected the record of a release in {path}; found: {error}; remove that folder") from error
-    return found
+    release: str | None = None
+    previous: str | None = None
+    slot: str | None = None
+    verdict: str = ""
+    upload_needed: bool = False
+    plan: list[str] = []
+    phases: dict[str, float] = {}
+    requests: dict[str, int] = {}
+    report: list[str] = []
+    began: str = ""
 
 
 def release(
-    layout: Layout, app: App, *, archive: Path | None, source_digest: str | None, dry_run: bool, say: Say
+    layout: Layout,
+    app: App,
+    *,
+    archive: Path | None,
+    source_digest: str | None,
+    breaking: bool,
+    dry_run: bool,
+    say: Say,
 ) -> Result:
     """Put a source with the present settings into service, or say what that would do.
 
@@ -99,430 +58,334 @@ def release(
         SecretsError: a secret is not usable; nothing was changed.
         CandidateFailed: the new release failed, what served before still serves.
     """
-    if not dry_run:
-        recover(layout, app, say)
-    if archive is not None and archive.exists():
-        found = _digest_file(archive)
-        if source_digest not in (None, found):
-            raise Refused(f"expected an archive with digest {source_digest}; found {found}; upload {archive} again")
-        source_digest = found
-    if source_digest is None:
-        raise Refused(f"expected an archive at {archive}; found none; upload it")
-    digest = digest_of(layout, source_digest)
-    present = state.load(layout)
-    known = records(layout)
-    live = present.live
+    present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
+    source_digest = _source_digest(archive, source_digest)
+    digest = staging.digest_of(layout, source_digest)
+    known = staging.records(layout)
+    live = _live(known, present)
     staged = next((record for record in reversed(known) if record.digest == digest), None)
-    if staged and live and staged.id == live.release and _serves(layout, app, present):
-        return Result(app.name, False, staged.id, _name(present.previous), live.slot, False, [], {})
+    if staged and live and staged.id == live.id and _serves(layout, present):
+        return _unchanged(app, "release", present)
     donor = next((record for record in reversed(known) if record.source_digest == source_digest), None)
-    occupied = _occupied(layout, present)
     result = Result(
         app=app.name,
+        action="release",
         changed=True,
         release=staged.id if staged else None,
-        previous=_name(live),
-        slot=slots.other(occupied),
+        previous=live.id if live else None,
+        slot=slots.other(cutover.occupied(layout, present)),
         upload_needed=donor is None,
-        plan=_plan(layout, app, occupied, staged, donor, archive),
-        phases={},
     )
     if dry_run:
-        return result
-    return _Cutover(layout, app, present, say).run(result, digest, source_digest, archive, staged, donor)
+        plan = _release_plan(layout, app, present, live, staged, donor, archive, breaking)
+        return msgspec.structs.replace(result, plan=plan)
+    cutover.settle(layout, app, present, say)
+    change = Cutover(layout, app, present, say, "release")
+    with change.phases("secrets"):
+        values = {name: identity.fetch(layout, app, name) for name in identity.identities(app)}
+    if staged is None:
+        with change.phases("stage"):
+            staged = _stage(layout, app, digest, source_digest, archive, donor)
+    else:
+        staging.check_intact(layout, staged)
+    with change.phases("environment"):
+        _build(layout, app, staged)
+    if app.migration:
+        with change.phases("migrate"):
+            migration.run(layout, app, staged, live, values.get("migrate", {}), change, breaking=breaking)
+    values.clear()
+    return _cut_over(layout, change, staged, live, result)
 
 
-class _Cutover:
-    """One release under way."""
+def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_run: bool, say: Say) -> Result:
+    """Go back to the release that was live before, or to the one named, with its own settings.
 
-    def __init__(self, layout: Layout, app: App, present: State, say: Say) -> None:
-        self._layout, self._app, self._state, self._say = layout, app, present, say
-        self._phases: dict[str, float] = {}
-        self._group = grp.getgrnam(app.user).gr_gid
+    While that one's slot is still warm, only the traffic moves. The newer release stays, for going forward again.
 
-    def run(
-        self,
-        result: Result,
-        digest: str,
-        source_digest: str,
-        archive: Path | None,
-        staged: Record | None,
-        donor: Record | None,
-    ) -> Result:
-        layout, app = self._layout, self._app
-        with self._phase("secrets"):
-            values = {name: identity.fetch(layout, app, name) for name in identity.identities(app)}
-        with self._phase("stage"):
-            if staged is None:
-                staged = stage(layout, app, digest, source_digest, archive, donor, self._group)
-        name = staged.id
-        with self._phase("environment"):
-            venv.build(layout, layout.releases / name / "source" / app.lock, self._group)
-        if app.migration:
-            with self._phase("migrate"):
-                self._migrate(name, values.get("migrate", {}))
-        values.clear()
-        previous = _name(self._state.live)
-        old = _occupied(layout, self._state)
-        slot = slots.other(old)
-        self._state.operation = Operation("starting", name, slot, old, now())
-        state.save(layout, self._state)
-        try:
-            with self._phase("start"):
-                slots.ensure_socket_folder(layout)
-                slots.stop(layout, slot)
-                slots.prepare(layout, slot, name)
-                slots.start(layout, slot)
-                seconds = slots.wait_ready(layout, app, slot, slots.deadline(app, self._state.starts))
-            self._state.measured(seconds)
-            with self._phase("swap"):
-                slots.swap(layout, slot)
-        except BaseException as error:
-            self._abort(name, error)
-            raise
-        try:
-            _commit(layout, self._state)
-            if old:
-                with self._phase("drain"):
-                    slots.drain(layout, app, old)
-            self._state.operation = None
-            self._state.record(Entry(name, now(), person(), "live", self._phases))
-            state.save(layout, self._state)
-        except (ForgeError, OSError) as error:
-            raise ForgeError(
-                f"{name} takes all traffic, but the rest failed: {_words(error)}; mend that and release again, which "
-                "ends it"
-            ) from error
-        try:
-            prune(layout, app, self._state)
-        except OSError as error:
-            self._say(f"old releases were left: {explain(error)}")
-        return msgspec.structs.replace(result, release=name, slot=slot, previous=previous, phases=self._phases)
+    Raises:
+        Refused: there is none, it is damaged, or it does not fit the present schema.
+        CandidateFailed: it did not get ready; what served before still serves.
+    """
+    present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
+    known = staging.records(layout)
+    live = _live(known, present)
+    if live is None:
+        raise Refused(f"expected {app.name} to have a live release; found none; release one first")
+    operation = present.operation
+    warm = operation.old if operation and operation.phase == "watching" else None
+    target = _target(layout, known, present, to or (warm.release if warm else None))
+    if target.id == live.id and _serves(layout, present):
+        return _unchanged(app, "rollback", present)
+    result = Result(
+        app=app.name,
+        action="rollback",
+        changed=True,
+        release=target.id,
+        previous=live.id,
+        slot=slots.other(cutover.occupied(layout, present)),
+    )
+    crossed = migration.check_rollback(layout, live, target, breaking=breaking)
+    staging.check_intact(layout, target)
+    its_app = config.load(layout.releases / target.id / "settings.toml")
+    if dry_run:
+        plan = [
+            *report.differences(Candidate.of(layout, live), Candidate.of(layout, target)),
+            *(f"the schema keeps {each}, which {target.id} does not know" for each in crossed),
+            f"move traffic back to slot {result.slot}, which is still warm"
+            if warm and warm.release == target.id
+            else _cutover_plan(layout, its_app, present),
+        ]
+        return msgspec.structs.replace(result, plan=plan)
+    if warm and warm.release == target.id and not slots.trouble(layout, its_app, warm.slot):
+        entry = cutover.turn_back_on_request(layout, present)
+        line = f"swap {entry.phases['swap']:.2f} s"
+        return msgspec.structs.replace(result, verdict="live", phases=entry.phases, report=[line], began=entry.began)
+    cutover.settle(layout, app, present, say)
+    change = Cutover(layout, its_app, present, say, "rollback")
+    with change.phases("secrets"):
+        identity.fetch(layout, its_app, "app")
+    with change.phases("environment"):
+        _build(layout, its_app, target)
+    return _cut_over(layout, change, target, live, result)
 
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        self._say(f"{name} ...")
-        try:
-            yield
-        finally:
-            self._phases[name] = round(time.monotonic() - began, 3)
 
-    def _abort(self, name: str, error: BaseException) -> None:
-        """End a cutover that failed or was interrupted; once traffic has moved, the next command completes it.
-
-        Raises:
-            CandidateFailed: what failed was systemd or the disk; other failures say so themselves.
-        """
-        if (operation := self._state.operation) is None or self._layout.live_slot() == operation.slot:
-            return
-        try:
-            slots.stop(self._layout, operation.slot)
-            self._state.operation = None
-            self._state.record(Entry(name, now(), person(), "failed", self._phases, _words(error).splitlines()[0]))
-            state.save(self._layout, self._state)
-        except (ForgeError, OSError) as second:
-            self._say(f"the next command ends this release: {_words(second)}")
-        if isinstance(error, (ForgeError, OSError)) and not isinstance(error, (CandidateFailed, Refused)):
-            raise CandidateFailed(f"{name} could not be started: {_words(error)}; then release again") from error
-
-    def _migrate(self, name: str, values: dict[str, str]) -> None:
-        unit = self._layout.migration_unit(name)
-        began = time.time() - 0.05
-        db = self._app.database
-        held = database.migration_lock(database.migration_url(db), values[db.migrate_key]) if db else nullcontext()
-        try:
-            with held:
-                try:
-                    systemd.start(unit)
-                except KeyboardInterrupt:
-                    # It goes on without us; the database stays locked for other hosts until it has ended.
-                    self._say(f"interrupted; waiting for {unit}, because half a migration is worse than a late one")
-                    systemd.wait_ended(unit)
-                    raise
-        except Refused:
-            raise
-        except ForgeError:
-            lines = systemd.journal(unit, began)
-            systemd.stop(unit)
-            failure = CandidateFailed(
-                f"the migration {unit} failed; mend it and release again. Its last log lines:\n"
-                f"{lines or '(it said nothing)'}"
-            )
-            self._state.record(Entry(name, now(), person(), "failed", self._phases, f"the migration {unit} failed"))
-            state.save(self._layout, self._state)
-            raise failure from None
+def recycle(layout: Layout, app: App, *, if_due: bool, dry_run: bool, say: Say) -> Result:
+    """Move the live release to a fresh slot, against slow leaks; with `if_due` only when memory or age ask for it."""
+    present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
+    live = _live(staging.records(layout), present)
+    if live is None:
+        raise Refused(f"expected {app.name} to have a live release; found none; release one first")
+    its_app = config.load(layout.releases / live.id / "settings.toml")
+    due = _due(layout, app, present)
+    if if_due and (not due or present.operation):
+        return _unchanged(app, "recycle", present)
+    result = Result(
+        app=app.name,
+        action="recycle",
+        changed=True,
+        release=live.id,
+        previous=live.id,
+        slot=slots.other(cutover.occupied(layout, present)),
+    )
+    if dry_run:
+        plan = [*([due] if due else []), _cutover_plan(layout, its_app, present)]
+        return msgspec.structs.replace(result, plan=plan)
+    say(due or "asked for")
+    cutover.settle(layout, app, present, say)
+    return _cut_over(layout, Cutover(layout, its_app, present, say, "recycle"), live, live, result)
 
 
 def stage(
+    layout: Layout, app: App, *, archive: Path | None, source_digest: str | None, dry_run: bool, say: Say
+) -> Result:
+    """Make a release and its environment ready on disk, and start nothing."""
+    present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
+    source_digest = _source_digest(archive, source_digest)
+    digest = staging.digest_of(layout, source_digest)
+    known = staging.records(layout)
+    staged = next((record for record in reversed(known) if record.digest == digest), None)
+    if staged and venv.is_complete(layout, staged.venv):
+        return Result(app.name, "release", changed=False, release=staged.id)
+    donor = next((record for record in reversed(known) if record.source_digest == source_digest), None)
+    result = Result(app.name, "release", changed=True, upload_needed=donor is None)
+    if dry_run:
+        plan = [f"stage {staged.id if staged else 'a new release'}"]
+        return msgspec.structs.replace(result, release=staged.id if staged else None, plan=plan)
+    phases = cutover.Phases(say)
+    with phases("stage"):
+        staged = staged or _stage(layout, app, digest, source_digest, archive, donor)
+    with phases("environment"):
+        _build(layout, app, staged)
+    return msgspec.structs.replace(
+        result, release=staged.id, previous=present.live.release if present.live else None, phases=phases.seconds
+    )
+
+
+def prune(layout: Layout, app: App, *, dry_run: bool, say: Say) -> list[str]:
+    """Remove releases beyond keep_releases and unused environments; returns what was, or would be, removed."""
+    if dry_run:
+        releases, venvs = staging.prunable(layout, app, cutover.needed(layout, state.load(layout)))
+        return [record.id for record in releases] + [path.name for path in venvs]
+    present = cutover.recover(layout, app, say)
+    return staging.prune(layout, app, cutover.needed(layout, present))
+
+
+def concluded(layout: Layout, app: App, result: Result) -> Result:
+    """Wait for the verdict on a cutover, and tell of the requests that clients sent meanwhile.
+
+    Raises:
+        RolledBack: the old release has the traffic back.
+    """
+    entry = cutover.await_verdict(layout, result.began, app.watch_seconds)
+    if entry.outcome != "live":
+        raise cutover.verdict_error(entry, state.load(layout).live)
+    requests = report.served(layout.access_log, datetime.fromisoformat(result.began))
+    return msgspec.structs.replace(
+        result,
+        verdict=entry.outcome,
+        requests=requests,
+        report=[*result.report, *report.requests_line(requests), *([entry.reason] if entry.reason else [])],
+    )
+
+
+def _cut_over(layout: Layout, change: Cutover, target: Record, live: Record | None, result: Result) -> Result:
+    lines = (
+        report.differences(Candidate.of(layout, live), Candidate.of(layout, target))
+        if live and live.id != target.id
+        else []
+    )
+    slot = change.run(target.id)
+    seconds = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in change.phases.seconds.items())
+    return msgspec.structs.replace(
+        result,
+        release=target.id,
+        slot=slot,
+        verdict="watching",
+        phases=change.phases.seconds,
+        report=[*lines, seconds],
+        began=change.began,
+    )
+
+
+def _release_plan(
     layout: Layout,
     app: App,
-    digest: str,
-    source_digest: str,
-    archive: Path | None,
+    present: State,
+    live: Record | None,
+    staged: Record | None,
     donor: Record | None,
-    group: int,
-) -> Record:
-    """Make the folder of a release: complete, durable and read-only, or not there at all.
-
-    Raises:
-        Refused: the archive is unusable, or the disk is full.
-    """
-    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest[:12]}"
-    incomplete = _incomplete(layout, name)
-    try:
-        incomplete.mkdir(mode=0o700)
-        if archive is not None and archive.exists():
-            unpack(archive, incomplete / "source")
-        elif donor is not None:
-            copy(layout.releases / donor.id / "source", incomplete / "source")
-        else:
-            raise Refused(f"expected an archive at {archive}; found none; upload it")
-        lock = incomplete / "source" / app.lock
-        if not lock.is_file():
-            raise Refused(f"expected the lock {app.lock} in the source; found none; set `lock`, or write one")
-        shutil.copyfile(layout.description, incomplete / "settings.toml")
-        for path in _inputs(layout):
-            shutil.copyfile(path, incomplete / path.name)
-        environment = venv.name(lock.read_bytes())
-        (incomplete / "venv").symlink_to(f"../../venvs/{environment}")
-        # Nobody may write bytecode here later, so it is written now; its sources never change, so nobody checks them.
-        compileall.compile_dir(
-            incomplete / "source",
-            stripdir=incomplete,
-            prependdir=layout.releases / name,
-            quiet=2,
-            workers=1,
-            invalidation_mode=_unchecked(),
-        )
-        record = Record(name, digest, source_digest, environment, now(), person())
-        (incomplete / "release.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
-        venv.seal(incomplete, group)
-        systemd.run("sync", "--file-system", str(incomplete))
-        incomplete.rename(layout.releases / name)
-        fsync_directory(layout.releases)
-    except BaseException as error:
-        shutil.rmtree(incomplete, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise Refused(f"expected to write {incomplete}; found: {explain(error)}; then try again") from error
-        raise
-    return record
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a tree without its bytecode. shutil.copytree hides why it could not."""
-    for path in walk(source):
-        copied = target / path.relative_to(source)
-        if "__pycache__" in copied.parts:
-            continue
-        if path.is_symlink():
-            copied.symlink_to(path.readlink())
-        elif path.is_dir():
-            copied.mkdir()
-        else:
-            shutil.copy(path, copied)
-
-
-def unpack(archive: Path, target: Path) -> None:
-    """Unpack folders, files and links that stay inside; anything else is refused, whatever made the archive.
-
-    The standard library's extraction filter does the same; Debian 12's Python does not have it.
-    """
-    target.mkdir(mode=0o700)
-    links: set[str] = set()
-    try:
-        with _stream(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                name = os.path.normpath(member.name)
-                if name == ".":
-                    continue
-                parts = Path(name).parts
-                through_link = any("/".join(parts[: count + 1]) in links for count in range(len(parts)))
-                if name.startswith("/") or parts[0] == ".." or through_link:
-                    raise Refused(
-                        f"expected names inside the source; found {member.name!r} in {archive}; pack it again"
-                    )
-                path = target / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if member.isdir():
-                    path.mkdir(exist_ok=True)
-                elif member.issym():
-                    leads_to = os.path.normpath(os.path.join(os.path.dirname(name), member.linkname))  # noqa: PTH118, PTH120
-                    if os.path.isabs(member.linkname) or leads_to.startswith(".."):  # noqa: PTH117
-                        raise Refused(f"expected links inside the source; found {member.name!r} -> {member.linkname!r}")
-                    path.symlink_to(member.linkname)
-                    links.add(name)
-                elif member.isreg() and (content := tar.extractfile(member)):
-                    with path.open("xb") as file:
-                        shutil.copyfileobj(content, file)
-                    path.chmod(0o755 if member.mode & 0o100 else 0o644)
-                else:
-                    raise Refused(
-                        f"expected files, folders and links in {archive}; found {member.name!r}; leave it out"
-                    )
-            # The checksum stands after the last thing that tarfile reads.
-            while stream.read(1 << 20):
-                pass
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Refused(f"expected a tar or tar.gz archive in {archive}; found: {error}; upload it again") from error
-
-
-def _stream(archive: Path) -> gzip.GzipFile | BinaryIO:
-    """Open an archive for reading: Ansible uploads it plain, a person may have compressed it."""
-    with archive.open("rb") as file:
-        compressed = file.read(2) == GZIP_MAGIC
-    return gzip.open(archive) if compressed else archive.open("rb")
-
-
-def recover(layout: Layout, app: App, say: Say) -> None:
-    """Repair what a command that was killed left behind; see the module's table. The caller holds the lock.
-
-    Raises:
-        OSError: the disk is full; nothing got worse.
-    """
-    present = state.load(layout)
-    for leftover in layout.releases.glob(".*.incomplete"):
-        shutil.rmtree(leftover)
-    for unit in systemd.active_units(f"{layout.name}-migrate@*.service"):
-        say(f"waiting for {unit}, which an interrupted command began")
-        systemd.wait_ended(unit)
-    if (operation := present.operation) is None:
-        return
-    say(f"ending the interrupted release {operation.release}")
-    if operation.phase == "starting" and layout.live_slot() == operation.slot:
-        operation = _commit(layout, present)
-    if operation.phase == "draining":
-        if operation.old_slot:
-            slots.drain(layout, app, operation.old_slot)
-        present.record(Entry(operation.release, now(), person(), "live", {}, "ended by the next command"))
-    else:
-        slots.stop(layout, operation.slot)
-        present.record(Entry(operation.release, now(), person(), "failed", {}, "interrupted"))
-    present.operation = None
-    state.save(layout, present)
-
-
-def boot(layout: Layout, app: App, say: Say) -> str | None:
-    """Bring the live release back after a boot: its listener, live.sock, and its service without waiting for it."""
-    try:
-        recover(layout, app, say)
-    except OSError as error:
-        # What was live is live until a release says otherwise, and to start it takes no room.
-        say(f"an interrupted release is left to the next command: {explain(error)}")
-    live = state.load(layout).live
-    if live is None:
-        return None
-    if not (layout.releases / live.release / "release.json").exists():
-        raise ForgeError(
-            f"expected the live release in {layout.releases / live.release}; found none; restore it from a backup"
-        )
-    slots.ensure_socket_folder(layout)
-    slots.prepare(layout, live.slot, live.release)
-    slots.start(layout, live.slot)
-    if layout.live_slot() != live.slot:
-        slots.swap(layout, live.slot)
-    return live.release
-
-
-def prune(layout: Layout, app: App, present: State) -> list[str]:
-    """Remove the oldest releases beyond keep_releases, and environments that none needs; returns what was removed.
-
-    Never removes what is live, what was live before it, or what a slot points at.
-    """
-    needed = {_name(present.live), _name(present.previous), *map(layout.slot_release, SLOTS)}
-    known = records(layout)
-    kept = {record.id for record in known[-app.keep_releases :]} | needed
-    removed = [record for record in known if record.id not in kept]
-    for record in removed:
-        hidden = _incomplete(layout, record.id)
-        (layout.releases / record.id).rename(hidden)
-        shutil.rmtree(hidden)
-    used = {record.venv for record in known if record.id in kept}
-    unused = [path for path in layout.venvs.iterdir() if path.name not in used]
-    for path in unused:
-        venv.remove(path)
-    return [record.id for record in removed] + [path.name for path in unused]
-
-
-def _commit(layout: Layout, present: State) -> Operation:
-    """Write down that the new slot is the live one and the old one is to be drained."""
-    operation = present.operation
-    if operation is None:
-        raise ForgeError("expected a cutover under way; found none; report this")
-    present.previous = present.live or present.previous
-    present.live = Slotted(operation.release, operation.slot, now())
-    present.operation = draining = msgspec.structs.replace(operation, phase="draining")
-    state.save(layout, present)
-    return draining
-
-
-def _serves(layout: Layout, app: App, present: State) -> bool:
-    """Whether the live slot is where state.json says, and its unit is up or on its way."""
-    if present.live is None or present.operation is not None or layout.live_slot() != present.live.slot:
-        return False
-    return systemd.show(layout.service(present.live.slot))["ActiveState"] in ("active", "activating")
-
-
-def _occupied(layout: Layout, present: State) -> str | None:
-    """The slot that must not be touched: where traffic goes, or, before live.sock is restored, where it went."""
-    return layout.live_slot() or (present.live.slot if present.live else None)
-
-
-def _plan(
-    layout: Layout, app: App, occupied: str | None, staged: Record | None, donor: Record | None, archive: Path | None
+    archive: Path | None,
+    breaking: bool,
 ) -> list[str]:
-    lines = []
+    with _candidate(layout, staged, donor, archive) as candidate:
+        if candidate is None:
+            return [
+                "stage a new source; upload it, or pipe it in, to see what would change",
+                _cutover_plan(layout, app, present),
+            ]
+        lines = report.differences(Candidate.of(layout, live), candidate) if live else ["the first release"]
+        name = venv.name((candidate.source / app.lock).read_bytes()) if (candidate.source / app.lock).is_file() else ""
+        if not venv.is_complete(layout, name):
+            lines.append("build the virtual environment of its lock")
+        if app.uses_alembic:
+            revisions = schema.pending(schema.revisions(candidate.source), (live and live.schema_heads) or [])
+            lines += [f"migrate: {each.file}" for each in revisions]
+            if live and (unfit := migration.incompatible(revisions)):
+                lines.append("show the maintenance page meanwhile" if breaking else migration.refusal(app.name, unfit))
+        elif app.migration:
+            lines.append(f"migrate: {' '.join(app.migration.command)}")
+    return [*lines, _cutover_plan(layout, app, present)]
+
+
+@contextmanager
+def _candidate(
+    layout: Layout, staged: Record | None, donor: Record | None, archive: Path | None
+) -> Iterator[Candidate | None]:
+    """The release that would be made; an archive is unpacked in memory, since a plan writes nothing to the disk."""
     if staged:
-        lines.append(f"use the staged release {staged.id}")
+        yield Candidate.of(layout, staged)
+    elif donor:
+        yield Candidate(layout.releases / donor.id / "source", layout.description, layout.inputs)
+    elif archive and archive.exists():
+        folder = Path(tempfile.mkdtemp(dir="/run", prefix="forge-plan-"))
+        try:
+            staging.unpack(archive, folder / "source")
+            yield Candidate(folder / "source", layout.description, layout.inputs)
+        finally:
+            shutil.rmtree(folder)
     else:
-        lines.append("stage new settings with the source of " + donor.id if donor else "stage a new source")
-        if archive is None and donor is None:
-            lines.append("the virtual environment: built when the source's lock is new")
-    if (known := staged or donor) and not venv.is_complete(layout, known.venv):
-        lines.append("build the virtual environment of its lock")
-    lines.append(f"check the secrets of: {', '.join(identity.identities(app))}")
-    if app.migration:
-        lines.append(f"migrate: {' '.join(app.migration.command)}")
-    lines.append(f"start slot {slots.other(occupied)}, wait for {app.ready_path}, swap live.sock")
-    if occupied:
-        lines.append(f"drain and stop slot {occupied} ({layout.slot_release(occupied)})")
-    return lines
+        yield None
 
 
-def _inputs(layout: Layout) -> list[Path]:
-    paths = [layout.inputs / name for name in INPUTS]
-    for path in paths:
-        if not path.is_file():
-            raise Refused(f"expected {path}; found none; run site.yml, which renders it")
-    return paths
+def _cutover_plan(layout: Layout, app: App, present: State) -> str:
+    occupied = cutover.occupied(layout, present)
+    line = f"start slot {slots.other(occupied)}, wait for {app.ready_path}, move the traffic"
+    return line + (f", watch it for {app.watch_seconds:g} s, drain slot {occupied}" if occupied else "")
 
 
-def _digest_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _source_digest(archive: Path | None, source_digest: str | None) -> str:
+    if archive is not None and archive.exists():
+        found = staging.digest_file(archive)
+        if source_digest not in (None, found):
+            raise Refused(f"expected an archive with digest {source_digest}; found {found}; upload {archive} again")
+        return found
+    if source_digest is None:
+        raise Refused(f"expected an archive at {archive}; found none; upload it")
+    return source_digest
 
 
-def _incomplete(layout: Layout, release: str) -> Path:
-    return layout.releases / f".{release}.incomplete"
+def _live(known: list[Record], present: State) -> Record | None:
+    return next((record for record in known if present.live and record.id == present.live.release), None)
 
 
-def _words(error: BaseException) -> str:
-    """What went wrong, for the operator."""
-    match error:
-        case ForgeError():
-            return str(error)
-        case OSError():
-            return explain(error)
-        case KeyboardInterrupt():
-            return "interrupted"
-    return type(error).__name__
+def _target(layout: Layout, known: list[Record], present: State, to: str | None) -> Record:
+    names = ", ".join(record.id for record in known)
+    if to:
+        if found := next((record for record in known if record.id == to), None):
+            return found
+        raise Refused(f"expected the release {to} on this host; found {names}; name one of these with --to")
+    if target := cutover.rollback_target(layout, present):
+        return target
+    raise Refused(
+        f"expected a release older than the live one that was live before; found none among {names}; name one with "
+        "--to, or release another source"
+    )
 
 
-def _name(slotted: Slotted | None) -> str | None:
-    return slotted.release if slotted else None
+def _serves(layout: Layout, present: State) -> bool:
+    """Whether the live slot is where state.json says, and its unit is up or on its way."""
+    operation = present.operation
+    if present.live is None or present.maintenance or layout.live_slot() != present.live.slot:
+        return False
+    return (operation is None or operation.phase in ("watching", "draining")) and systemd.runs(
+        layout.service(present.live.slot)
+    )
 
 
-def _unchecked() -> "compileall.PycInvalidationMode":  # type: ignore[name-defined]
-    from py_compile import PycInvalidationMode
+def _unchanged(app: App, action: Action, present: State) -> Result:
+    """Nothing to do; when the live release is being watched, its verdict is still to come."""
+    live, operation = present.live, present.operation
+    watching = operation is not None and operation.phase == "watching"
+    return Result(
+        app=app.name,
+        action=action,
+        changed=False,
+        release=live.release if live else None,
+        previous=present.previous.release if present.previous else None,
+        slot=live.slot if live else None,
+        verdict="watching" if watching else "live",
+        began=operation.began if operation and watching else "",
+    )
 
-    return PycInvalidationMode.UNCHECKED_HASH
+
+def _stage(
+    layout: Layout, app: App, digest: str, source_digest: str, archive: Path | None, donor: Record | None
+) -> Record:
+    return staging.stage(layout, app, digest, source_digest, archive, donor, grp.getgrnam(app.user).gr_gid)
+
+
+def _build(layout: Layout, app: App, record: Record) -> None:
+    venv.build(layout, layout.releases / record.id / "source" / app.lock, grp.getgrnam(app.user).gr_gid)
+
+
+def _due(layout: Layout, app: App, present: State) -> str:
+    """Why the live slot is to be recycled; empty when it is not."""
+    if present.live is None:
+        return ""
+    last = present.history[-1] if present.history else None
+    if last and last.action == "recycle" and last.outcome != "live" and _hours_since(last.at) < RECYCLE_PAUSE_HOURS:
+        return ""
+    service = layout.service(present.live.slot)
+    hours, used, limit = _hours_since(present.live.since), systemd.memory(service), systemd.memory_limit(service)
+    if app.recycle_after_hours and hours > app.recycle_after_hours:
+        return f"slot {present.live.slot} is {hours:.0f} h old, more than {app.recycle_after_hours:g}"
+    if app.recycle_memory_percent and limit and used > limit * app.recycle_memory_percent / 100:
+        return (
+            f"slot {present.live.slot} uses {used >> 20} MiB, more than {app.recycle_memory_percent:g} % of "
+            f"{limit >> 20} MiB"
+        )
+    return ""
+
+
+def _hours_since(at: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds() / 3600

@@ -12,8 +12,8 @@ from forgectl.layout import SLOTS, Layout, fsync_directory, replace_symlink, wri
 
 POLL_SECONDS = 0.05
 PROBE_TIMEOUT_SECONDS = 2.0
-# How long an Nginx that resolved live.sock before the swap may take to connect; it takes microseconds.
-LINGER_SECONDS = 0.5
+# systemd's CPUWeight=: what serves goes before what starts.
+STARTING_WEIGHT, SERVING_WEIGHT = 20, 100
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -58,8 +58,9 @@ def prepare(layout: Layout, slot: str, release: str) -> None:
         systemd.daemon_reload()
 
 
-def start(layout: Layout, slot: str) -> None:
+def start(layout: Layout, slot: str, *, weight: int = SERVING_WEIGHT) -> None:
     """Open a slot's listener and ask for its service."""
+    systemd.set_weight(layout.service(slot), weight)
     systemd.start(layout.socket_unit(slot))
     systemd.start(layout.service(slot), block=False)
 
@@ -119,17 +120,48 @@ def wait_ready(layout: Layout, app: App, slot: str, limit: float) -> float:
 
 def swap(layout: Layout, slot: str) -> None:
     """Send all new connections to a slot: one atomic rename, and Nginx is none the wiser."""
+    systemd.set_weight(layout.service(slot), SERVING_WEIGHT)
     replace_symlink(layout.live, f"{slot}.sock")
+
+
+def trouble(layout: Layout, app: App, slot: str) -> str:
+    """What keeps a slot from serving, in words; empty when nothing does."""
+    unit = systemd.show(layout.service(slot))
+    if unit["ActiveState"] != "active":
+        return f"{layout.service(slot)} ended ({unit['Result']}, exit status {unit['ExecMainStatus']})"
+    status = probe(layout.socket(slot), app.ready_path, app.domain)
+    if status == 200:
+        return ""
+    return f"{app.ready_path} " + (f"answers {status}" if status else "does not answer")
+
+
+def restarts(layout: Layout, slot: str) -> int:
+    """How often systemd restarted the service of a slot since it was started."""
+    return int(systemd.show(layout.service(slot))["NRestarts"])
+
+
+def runs(layout: Layout, slot: str) -> bool:
+    """Whether the service of a slot is up."""
+    return systemd.show(layout.service(slot))["ActiveState"] == "active"
+
+
+def maintenance(layout: Layout, on: bool) -> None:
+    """Let Nginx answer every request with the maintenance page, or no more."""
+    if on:
+        layout.maintenance.touch(mode=0o644)
+    else:
+        layout.maintenance.unlink(missing_ok=True)
 
 
 def drain(layout: Layout, app: App, slot: str) -> None:
     """Stop a slot that gets no new connections any more, after what it has is done.
 
     Connections that were made before the swap may still wait to be accepted. The queue of a listener is first in, first
-    out: once a connection of our own is answered, all before it were accepted, and a graceful stop finishes those.
+    out: once a connection of our own is answered, all before it were accepted, and a graceful stop finishes those. And
+    Nginx keeps connections that it made before: it leaves them within `pool_exit`.
     """
-    if systemd.show(layout.service(slot))["ActiveState"] == "active":
-        time.sleep(LINGER_SECONDS)
+    if runs(layout, slot):
+        time.sleep(app.timeouts.pool_exit)
         probe(layout.socket(slot), app.health_path, app.domain, app.timeouts.request)
     stop(layout, slot)
 

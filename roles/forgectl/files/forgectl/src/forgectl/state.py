@@ -8,7 +8,11 @@ from forgectl.errors import Refused
 from forgectl.layout import Layout, write_atomically
 
 KEPT_STARTS = 5
-KEPT_HISTORY = 50
+KEPT_HISTORY = 100
+
+Action = Literal["release", "rollback", "recycle"]
+Outcome = Literal["live", "failed", "rolled back"]
+Phase = Literal["maintenance", "starting", "watching", "draining"]
 
 
 class Slotted(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -20,31 +24,47 @@ class Slotted(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Operation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A cutover under way, from before its slot is touched until the old slot has stopped.
+    """A cutover under way, from before its slot is touched until the slot that lost has stopped.
 
-    `starting` becomes `draining` in the same write that makes the new slot the live one.
+    maintenance  only of a breaking release: the old slot is stopped, the migration may run
+    starting     `slot` is started; traffic still goes to `old`, or to the maintenance page
+    watching     `slot` has the traffic, `old` is kept warm until the Unix time `until`
+    draining     the verdict is in the history; whichever of both is not live is drained and stopped
+
+    `began` (RFC 3339, UTC) names the operation; `phases` are in seconds; `previous` is what state.previous was before.
     """
 
-    phase: Literal["starting", "draining"]
+    phase: Phase
     release: str
     slot: str
-    old_slot: str | None
+    old: Slotted | None
     began: str
+    action: Action = "release"
+    by: str = ""
+    phases: dict[str, float] = {}
+    breaking: bool = False
+    until: float = 0
+    previous: Slotted | None = None
 
 
 class Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One release in the history; phases in seconds."""
+    """One cutover in the history; `began` names its operation, phases are in seconds."""
 
     release: str
     at: str
     by: str
-    outcome: Literal["live", "failed"]
+    outcome: Outcome
     phases: dict[str, float]
     reason: str = ""
+    action: Action = "release"
+    began: str = ""
 
 
 class State(msgspec.Struct, forbid_unknown_fields=True):
-    """The durable state of an app. `starts` are the measured seconds from start to ready, newest last."""
+    """The durable state of an app. `starts` are the measured seconds from start to ready, newest last.
+
+    `maintenance` is the reason why clients get the maintenance page, also after a reboot; empty when they do not.
+    """
 
     version: Literal[1] = 1
     live: Slotted | None = None
@@ -52,12 +72,21 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     operation: Operation | None = None
     starts: list[float] = []
     history: list[Entry] = []
+    maintenance: str = ""
 
     def record(self, entry: Entry) -> None:
         self.history = [*self.history, entry][-KEPT_HISTORY:]
 
     def measured(self, seconds: float) -> None:
         self.starts = [*self.starts, round(seconds, 3)][-KEPT_STARTS:]
+
+    def entry(self, began: str) -> Entry | None:
+        """How the operation that began then ended, if it has."""
+        return next((entry for entry in reversed(self.history) if entry.began == began), None)
+
+    def proven(self) -> set[str]:
+        """The releases that were live and passed their watch."""
+        return {entry.release for entry in self.history if entry.outcome == "live"}
 
 
 def load(layout: Layout) -> State:

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from forgectl import identity, lock, release, slots, state, systemd
+from forgectl import identity, lock, slots, staging, state, systemd
 from forgectl.config import App
 from forgectl.layout import SLOTS, Layout
 
@@ -22,10 +22,11 @@ def of(layout: Layout, app: App) -> dict[str, Any]:
         "slots": {},
         "workers": msgspec.to_builtins(app.workers),
         "secrets": {name: _enrolled(layout, name) for name in identity.identities(app)},
-        "releases": [record.id for record in release.records(layout)],
+        "releases": [record.id for record in staging.records(layout)],
         "previous": msgspec.to_builtins(present.previous),
         "last": msgspec.to_builtins(present.history[-1]) if present.history else None,
         "operation": msgspec.to_builtins(present.operation),
+        "maintenance": present.maintenance or None,
         "lock": str(holder) if (holder := lock.holder(layout)) else None,
     }
     for slot in SLOTS:
@@ -55,19 +56,33 @@ def text(found: dict[str, Any]) -> str:
         "  secrets   "
         + ", ".join(f"{name} {'enrolled' if yes else 'MISSING'}" for name, yes in found["secrets"].items())
     )
+    if found["maintenance"]:
+        lines.append(f"  MAINTENANCE PAGE: {found['maintenance']}")
     if last := found["last"]:
-        phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in last["phases"].items())
-        lines.append(
-            f"  last      {last['release']} {last['outcome']} at {last['at']} by {last['by']}"
-            + (f": {phases}" if phases else "")
-        )
-        if last["reason"]:
-            lines.append(f"            {last['reason']}")
-    if found["operation"]:
-        lines.append(f"  under way {found['operation']['phase']} {found['operation']['release']}")
+        lines.append(f"  last      {_line(last)}")
+    if under_way := found["operation"]:
+        lines.append(f"  under way {under_way['action']} of {under_way['release']}: {under_way['phase']}")
     if found["lock"]:
         lines.append(f"  locked    {found['lock']}")
     return "\n".join(lines)
+
+
+def history(present: state.State, count: int) -> list[str]:
+    """The newest cutovers as lines, newest last, and the one that is under way."""
+    lines = [_line(msgspec.to_builtins(entry)) for entry in present.history[-count:]]
+    if (operation := present.operation) and operation.phase != "draining":
+        lines.append(f"{operation.began}  {operation.action:<8}  {operation.release}  {operation.phase}")
+    return lines
+
+
+def _line(entry: dict[str, Any]) -> str:
+    phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in entry["phases"].items())
+    reason = f"; {entry['reason']}" if entry["reason"] else ""
+    return (
+        f"{entry['at']}  {entry['action']:<8}  {entry['release']}  {entry['outcome']} by {entry['by']}"
+        + (f": {phases}" if phases else "")
+        + reason
+    )
 
 
 def _enrolled(layout: Layout, name: str) -> bool:

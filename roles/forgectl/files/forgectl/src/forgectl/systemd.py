@@ -1,9 +1,11 @@
 """What forgectl asks of systemd, through its own commands."""
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from forgectl.errors import ForgeError
@@ -35,6 +37,40 @@ def daemon_reload() -> None:
 def start(*units: str, block: bool = True) -> None:
     """Start units; without `block` only ask for it."""
     run("systemctl", "start", *(() if block else ("--no-block",)), *units)
+
+
+def restart(unit: str) -> None:
+    """Ask for a fresh start of a unit; one that runs is stopped first."""
+    run("systemctl", "restart", "--no-block", unit)
+
+
+def runs(unit: str) -> bool:
+    """Whether a unit runs or is about to."""
+    found = show(unit)
+    return found["ActiveState"] in ("active", "activating") or found["Job"] != "0"
+
+
+def set_weight(unit: str, weight: int) -> None:
+    """Give a unit a share of the CPU, 1 to 10000 where 100 is usual, until the next boot."""
+    run("systemctl", "set-property", "--runtime", unit, f"CPUWeight={weight}")
+
+
+def memory(unit: str) -> int:
+    """The bytes of memory that the processes of a unit have to themselves, whatever kind of cgroups the host has."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        # Any of them may end meanwhile.
+        with suppress(OSError):
+            if f"/{unit}" in (process / "cgroup").read_text():
+                match = re.search(r"^RssAnon:\s+(\d+) kB$", (process / "status").read_text(), re.MULTILINE)
+                total += int(match[1]) * 1024 if match else 0
+    return total
+
+
+def memory_limit(unit: str) -> int:
+    """MemoryMax= of a unit in bytes; 0 when it has none."""
+    value = run("systemctl", "show", "--value", "--property", "MemoryMax", unit).decode().strip()
+    return int(value) if value.isdigit() else 0
 
 
 def stop(*units: str) -> None:

@@ -1,0 +1,505 @@
+"""The state machine of a cutover: start the idle slot, gate it, swap, watch, drain the slot that lost, record.
+
+What a crash at any step leaves behind, and how `recover` at the start of the next command repairs it:
+
+    staging, pruning    releases/.ID.incomplete, removed; a release folder appears and disappears by one rename
+    building            an environment without its .complete marker, built anew; its unit is stopped
+    migrating           the migration's unit may still run, and is waited for: half a migration is worse than a late one
+    maintenance         the old release is started again, unless the schema has moved on without it
+    starting            live.sock leads to the old slot: the new one is stopped
+    between the rename of live.sock and the write after it
+                        "starting", live.sock leads to the new slot: traffic decides, so the new one is watched.
+                        After a reboot there is no live.sock, and the old one is started: it was not stopped yet
+    watching, draining  forge-watch@NAME.service goes on with it, and systemd starts that again when it dies
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import msgspec
+
+from forgectl import database, identity, lock, schema, slots, staging, state, systemd
+from forgectl.config import App
+from forgectl.errors import CandidateFailed, ForgeError, Locked, Refused, RolledBack, explain
+from forgectl.layout import SLOTS, Layout
+from forgectl.lock import person
+from forgectl.staging import now
+from forgectl.state import Action, Entry, Operation, Outcome, Phase, Slotted, State
+
+Say = Callable[[str], None]
+
+WATCH_EVERY_SECONDS = 0.25
+# One slow or lost answer is no verdict.
+FAILURES = 3
+# The lock is held for a moment while a command looks around, and for as long as a release takes to start.
+LOCK_PATIENCE_SECONDS = 900.0
+# What the watch may take beyond its time: its own start, three answers that do not come, a restart of its unit.
+VERDICT_PATIENCE_SECONDS = 60.0
+
+
+class Phases:
+    """The seconds that each phase took; announces each one as it begins."""
+
+    def __init__(self, say: Say) -> None:
+        self.seconds: dict[str, float] = {}
+        self._say = say
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a block as the phase `name`."""
+        began = time.monotonic()
+        self._say(f"{name} ...")
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - began, 3)
+
+
+class Cutover:
+    """One cutover, from the decision to the start of the watch. The caller holds the lock."""
+
+    def __init__(self, layout: Layout, app: App, present: State, say: Say, action: Action) -> None:
+        self.phases = Phases(say)
+        self.say = say
+        self._layout, self._app, self._state, self._action = layout, app, present, action
+        self._breaking = False
+        self.began = datetime.now(UTC).isoformat(timespec="milliseconds")
+
+    def interrupt_service(self, release: str, reason: str) -> None:
+        """Show the maintenance page and stop what serves: its code cannot live with what comes."""
+        self._breaking = True
+        with self.phases("maintenance"):
+            self._state.operation = self._operation("maintenance", release)
+            self._state.maintenance = reason
+            state.save(self._layout, self._state)
+            slots.maintenance(self._layout, on=True)
+            if self._state.live:
+                slots.drain(self._layout, self._app, self._state.live.slot)
+
+    def fail(self, release: str, error: ForgeError, *, undone: bool) -> None:
+        """Put a failure before the start into the history; what was interrupted goes on if the schema was `undone`."""
+        self._record_failure(release, error)
+        interrupted = self._state.operation is not None
+        self._state.operation = None
+        if interrupted and undone:
+            _bring_back(self._layout, self._app, self._state, self.say)
+        else:
+            state.save(self._layout, self._state)
+
+    def run(self, release: str) -> str:
+        """Start a release in the idle slot, send the traffic there, and start the watch. Returns the slot.
+
+        Raises:
+            CandidateFailed: it did not get ready; what served before still serves.
+        """
+        layout, present = self._layout, self._state
+        operation = self._operation("starting", release)
+        present.operation = operation
+        state.save(layout, present)
+        try:
+            with self.phases("start"):
+                slots.ensure_socket_folder(layout)
+                slots.stop(layout, operation.slot)
+                slots.prepare(layout, operation.slot, release)
+                slots.start(layout, operation.slot, weight=slots.STARTING_WEIGHT)
+                limit = slots.deadline(self._app, present.starts)
+                present.measured(slots.wait_ready(layout, self._app, operation.slot, limit))
+            with self.phases("swap"):
+                slots.swap(layout, operation.slot)
+        except BaseException as error:
+            self._abort(error)
+            raise
+        try:
+            commit(layout, self._app, present)
+        except (ForgeError, OSError) as error:
+            raise ForgeError(
+                f"{release} takes all traffic, but the rest failed: {_words(error)}; mend that and call "
+                f"`forgectl recover {layout.name}`, which ends it"
+            ) from error
+        return operation.slot
+
+    def _operation(self, phase: Phase, release: str) -> Operation:
+        return Operation(
+            phase=phase,
+            release=release,
+            slot=slots.other(occupied(self._layout, self._state)),
+            old=self._state.live,
+            began=self.began,
+            action=self._action,
+            by=person(),
+            phases=self.phases.seconds,
+            breaking=self._breaking,
+            previous=self._state.previous,
+        )
+
+    def _record_failure(self, release: str, error: BaseException) -> None:
+        reason = _words(error).splitlines()[0]
+        self._state.record(
+            Entry(release, now(), person(), "failed", self.phases.seconds, reason, self._action, self.began)
+        )
+
+    def _abort(self, error: BaseException) -> None:
+        """End a cutover that failed or was interrupted; once traffic has moved, the next command completes it.
+
+        Raises:
+            CandidateFailed: what failed was systemd or the disk; other failures say so themselves.
+        """
+        operation = self._state.operation
+        if operation is None or self._layout.live_slot() == operation.slot:
+            return
+        try:
+            slots.stop(self._layout, operation.slot)
+            self._state.operation = None
+            self._record_failure(operation.release, error)
+            state.save(self._layout, self._state)
+        except (ForgeError, OSError) as second:
+            self.say(f"the next command ends this: {_words(second)}")
+        if self._state.maintenance:
+            self.say(
+                "clients get the maintenance page, because the schema has changed: release code that fits it, or go "
+                f"back in spite of it with `forgectl rollback {self._layout.name} --to RELEASE --breaking`"
+            )
+        if isinstance(error, (ForgeError, OSError)) and not isinstance(error, (CandidateFailed, Refused)):
+            what = f"{operation.release} could not be started"
+            raise CandidateFailed(f"{what}: {_words(error)}; then try again") from error
+
+
+def occupied(layout: Layout, present: State) -> str | None:
+    """The slot that must not be touched: where traffic goes, or, before live.sock is restored, where it went."""
+    return layout.live_slot() or (present.live.slot if present.live else None)
+
+
+def commit(layout: Layout, app: App, present: State) -> None:
+    """Write down that traffic goes to the new slot, and have it watched while the old one is warm.
+
+    Without an old slot to go back to there is nothing to watch for.
+    """
+    operation = _under_way(present)
+    if present.live and present.live.release != operation.release:
+        present.previous = present.live
+    present.live = Slotted(operation.release, operation.slot, now())
+    present.maintenance = ""
+    if operation.old and app.watch_seconds and not operation.breaking and slots.runs(layout, operation.old.slot):
+        present.operation = msgspec.structs.replace(operation, phase="watching", until=time.time() + app.watch_seconds)
+    else:
+        conclude(present, "live")
+    state.save(layout, present)
+    slots.maintenance(layout, on=False)
+    if present.operation:
+        systemd.restart(layout.watch_unit())
+
+
+def conclude(present: State, outcome: Outcome, reason: str = "") -> None:
+    """Put the verdict on a cutover into the history; what is left is to drain the slot that lost."""
+    operation = _under_way(present)
+    present.record(
+        Entry(
+            release=operation.release,
+            at=now(),
+            by=operation.by,
+            outcome=outcome,
+            phases=operation.phases,
+            reason=reason,
+            action=operation.action,
+            began=operation.began,
+        )
+    )
+    present.operation = msgspec.structs.replace(operation, phase="draining") if operation.old else None
+
+
+def turn_back(layout: Layout, present: State, reason: str) -> None:
+    """Send the traffic back to the old slot, which is still warm, and write it down."""
+    operation = _under_way(present)
+    if operation.old is None:
+        raise ForgeError("expected an old slot to go back to; found none; report this")
+    slots.swap(layout, operation.old.slot)
+    present.live, present.previous = operation.old, operation.previous
+    conclude(present, "rolled back", reason)
+
+
+def turn_back_on_request(layout: Layout, present: State) -> Entry:
+    """Do so because an operator wants it: the newer release is rolled back, the older one is live again."""
+    began = time.monotonic()
+    operation = _under_way(present)
+    turn_back(layout, present, f"{person()} asked for it")
+    entry = Entry(
+        release=present.live.release if present.live else "",
+        at=now(),
+        by=person(),
+        outcome="live",
+        phases={"swap": round(time.monotonic() - began, 3)},
+        reason=f"instead of {operation.release}, which was being watched",
+        action="rollback",
+        began=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+    present.record(entry)
+    state.save(layout, present)
+    return entry
+
+
+def await_verdict(layout: Layout, began: str, limit: float) -> Entry:
+    """Wait until a cutover has its verdict, at most `limit` seconds beyond the watch's patience.
+
+    Raises:
+        ForgeError: it did not come.
+        RolledBack: the old release has the traffic back.
+    """
+    deadline = time.monotonic() + limit + VERDICT_PATIENCE_SECONDS
+    while (entry := state.load(layout).entry(began)) is None:
+        if time.monotonic() > deadline:
+            unit = layout.watch_unit()
+            raise ForgeError(
+                f"expected a verdict of {unit}; found none after {limit + VERDICT_PATIENCE_SECONDS:.0f} s; see "
+                f"`journalctl -u {unit}`, then call `forgectl recover {layout.name}`"
+            )
+        time.sleep(0.1)
+    return entry
+
+
+def verdict_error(entry: Entry, live: Slotted | None) -> RolledBack:
+    """What to tell the person whose release was rolled back."""
+    name = live.release if live else "the old release"
+    return RolledBack(f"{entry.release} was rolled back and {name} serves: {entry.reason}; mend it and release again")
+
+
+def follow(layout: Layout, app: App, say: Say) -> None:
+    """Watch and drain whatever cutover is under way: the work of forge-watch@NAME.service.
+
+    Decides under the lock, but watches and drains without it, so that a rollback need not wait.
+    """
+    while operation := state.load(layout).operation:
+        if operation.phase == "watching":
+            outcome, reason = _observe(layout, app, operation)
+            with lock.hold(layout, "watch", patience=LOCK_PATIENCE_SECONDS):
+                present = state.load(layout)
+                if present.operation != operation:
+                    continue
+                if outcome == "live":
+                    conclude(present, outcome, reason)
+                else:
+                    turn_back(layout, present, reason)
+                state.save(layout, present)
+            say(f"{operation.release}: {outcome}" + (f": {reason}" if reason else ""))
+        elif operation.phase == "draining":
+            seconds = _drain(layout, app, operation, state.load(layout))
+            with lock.hold(layout, "drain", patience=LOCK_PATIENCE_SECONDS):
+                present = state.load(layout)
+                if present.operation == operation:
+                    finish(layout, app, present, seconds, say)
+        else:
+            return
+
+
+def settle(layout: Layout, app: App, present: State, say: Say) -> None:
+    """Get both slots free for a new cutover: drain what still drains. The caller holds the lock.
+
+    Raises:
+        Locked: a new release is being watched.
+    """
+    operation = present.operation
+    if operation is None:
+        return
+    if operation.phase == "watching":
+        raise Locked(
+            f"{layout.name} is locked ({operation.action} of {operation.release} by {operation.by}, watched for "
+            f"{max(0.0, operation.until - time.time()):.0f} s more); wait, or call `forgectl rollback {layout.name}`"
+        )
+    say("waiting until the last cutover has drained")
+    finish(layout, app, present, _drain(layout, app, operation, present), say)
+
+
+def finish(layout: Layout, app: App, present: State, seconds: float, say: Say) -> None:
+    """Forget a cutover that has drained, and remove what is old."""
+    operation = _under_way(present)
+    present.history = [
+        msgspec.structs.replace(entry, phases=entry.phases | {"drain": seconds})
+        if entry.began == operation.began and entry.action == operation.action
+        else entry
+        for entry in present.history
+    ]
+    present.operation = None
+    state.save(layout, present)
+    try:
+        staging.prune(layout, app, needed(layout, present))
+    except OSError as error:
+        say(f"old releases were left: {explain(error)}")
+
+
+def needed(layout: Layout, present: State) -> set[str]:
+    """The releases that must stay: what is live, what was, and where a rollback would go."""
+    target = rollback_target(layout, present)
+    return {each.release for each in (present.live, present.previous) if each} | ({target.id} if target else set())
+
+
+def rollback_target(layout: Layout, present: State) -> staging.Record | None:
+    """The newest release older than the live one that was live and passed its watch."""
+    if present.live is None:
+        return None
+    proven = present.proven()
+    older = [record for record in staging.records(layout) if record.id < present.live.release and record.id in proven]
+    return older[-1] if older else None
+
+
+def recover(layout: Layout, app: App, say: Say) -> State:
+    """Repair what a command that was killed left behind; see the module's table. The caller holds the lock.
+
+    Raises:
+        OSError: the disk is full; nothing got worse.
+    """
+    present = state.load(layout)
+    for leftover in layout.releases.glob(".*.incomplete"):
+        shutil.rmtree(leftover)
+    for unit in systemd.active_units(f"{layout.name}-migrate@*.service"):
+        say(f"waiting for {unit}, which an interrupted command began")
+        systemd.wait_ended(unit)
+    operation = present.operation
+    if operation is None:
+        return present
+    if operation.phase == "starting" and layout.live_slot() == operation.slot:
+        say(f"ending the interrupted {operation.action} of {operation.release}")
+        commit(layout, app, present)
+    elif operation.phase == "starting":
+        say(f"ending the interrupted {operation.action} of {operation.release}")
+        slots.stop(layout, operation.slot)
+        conclude(present, "failed", "interrupted")
+        present.operation = None
+        state.save(layout, present)
+    elif operation.phase == "maintenance":
+        say(f"ending the interrupted {operation.action} of {operation.release}")
+        moved = _schema_moved(layout, app, present)
+        conclude(present, "failed", "interrupted")
+        present.operation = None
+        if moved:
+            state.save(layout, present)
+            say(f"the schema is that of {operation.release} already: release it again, to end the maintenance")
+        else:
+            _bring_back(layout, app, present, say)
+    elif not systemd.runs(layout.watch_unit()):
+        systemd.restart(layout.watch_unit())
+    return present
+
+
+def boot(layout: Layout, app: App, say: Say) -> str | None:
+    """Bring the live release back after a boot: its listener, live.sock, and its service without waiting for it."""
+    present = state.load(layout)
+    rebooted = layout.live_slot() is None
+    try:
+        if rebooted:
+            _after_reboot(layout, present)
+        present = recover(layout, app, say)
+    except OSError as error:
+        # What was live is live until a release says otherwise, and to start it takes no room.
+        say(f"an interrupted release is left to the next command: {explain(error)}")
+    live = present.live
+    slots.ensure_socket_folder(layout)
+    slots.maintenance(layout, on=bool(present.maintenance))
+    if live is None or present.maintenance:
+        return None
+    if not (layout.releases / live.release / "release.json").exists():
+        raise ForgeError(
+            f"expected the live release in {layout.releases / live.release}; found none; restore it from a backup"
+        )
+    slots.prepare(layout, live.slot, live.release)
+    slots.start(layout, live.slot)
+    if layout.live_slot() != live.slot:
+        slots.swap(layout, live.slot)
+    return live.release
+
+
+def _after_reboot(layout: Layout, present: State) -> None:
+    """End what a reboot cut short and cannot go on: no slot is warm any more."""
+    operation = present.operation
+    if operation is None:
+        return
+    if operation.phase == "starting" and operation.breaking:
+        # The old code does not fit the schema any more; the new one is started for ever, as any live release.
+        present.live = Slotted(operation.release, operation.slot, now())
+        present.maintenance = ""
+    elif operation.phase in ("maintenance", "starting"):
+        return
+    if operation.phase != "draining":
+        conclude(present, "live", "the host was rebooted before the verdict")
+    present.operation = None
+    state.save(layout, present)
+
+
+def _observe(layout: Layout, app: App, operation: Operation) -> tuple[Outcome, str]:
+    """Watch a new slot to its verdict: "live" or "rolled back", and why."""
+    old = operation.old
+    if old is None or layout.live_slot() == old.slot:
+        return "rolled back", "an interrupted rollback"
+    # The wall clock may jump.
+    deadline = time.monotonic() + min(app.watch_seconds, operation.until - time.time())
+    failures = 0
+    while state.load(layout).operation == operation:
+        if slots.restarts(layout, operation.slot):
+            failures, found = FAILURES, f"{layout.service(operation.slot)} ended and was restarted"
+        else:
+            found = slots.trouble(layout, app, operation.slot)
+            failures = failures + 1 if found else 0
+        over = time.monotonic() >= deadline
+        if failures >= FAILURES:
+            others = slots.trouble(layout, app, old.slot)
+            if not others:
+                lines = systemd.journal(layout.service(operation.slot), time.time() - app.watch_seconds, 5)
+                found += f", and {old.release} was ready"
+                return "rolled back", found + (f". Last log lines:\n{lines}" if lines else "")
+            if over:
+                return "live", f"{found}, but {old.release} was no better: {others}"
+        elif over and not failures:
+            return "live", ""
+        time.sleep(WATCH_EVERY_SECONDS)
+    return "live", ""
+
+
+def _drain(layout: Layout, app: App, operation: Operation, present: State) -> float:
+    began = time.monotonic()
+    live = present.live.slot if present.live else None
+    for slot in SLOTS:
+        if slot != live and slot in (operation.slot, operation.old and operation.old.slot):
+            slots.drain(layout, app, slot)
+    return round(time.monotonic() - began, 3)
+
+
+def _bring_back(layout: Layout, app: App, present: State, say: Say) -> None:
+    """Start the live release again after a maintenance that changed nothing."""
+    if live := present.live:
+        say(f"starting {live.release} again")
+        slots.start(layout, live.slot)
+        slots.wait_ready(layout, app, live.slot, slots.deadline(app, present.starts))
+        slots.swap(layout, live.slot)
+    present.operation = None
+    present.maintenance = ""
+    state.save(layout, present)
+    slots.maintenance(layout, on=False)
+
+
+def _schema_moved(layout: Layout, app: App, present: State) -> bool:
+    """Whether an interrupted migration has changed the schema under the release that was live."""
+    live = next((r for r in staging.records(layout) if present.live and r.id == present.live.release), None)
+    if app.database is None or live is None or live.schema_heads is None:
+        return True
+    password = identity.fetch(layout, app, "migrate")[app.database.migrate_key]
+    with database.migration_lock(database.migration_url(app.database), password) as connection:
+        return schema.current(connection) != live.schema_heads
+
+
+def _under_way(present: State) -> Operation:
+    if present.operation is None:
+        raise ForgeError("expected a cutover under way; found none; report this")
+    return present.operation
+
+
+def _words(error: BaseException) -> str:
+    """What went wrong, for the operator."""
+    match error:
+        case ForgeError():
+            return str(error)
+        case OSError():
+            return explain(error)
+        case KeyboardInterrupt():
+            return "interrupted"
+    return type(error).__name__
