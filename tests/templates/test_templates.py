@@ -5,10 +5,11 @@ What is rendered is read as its consumer reads it, never compared with the text 
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
-import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,10 @@ CHANGED: dict[str, Any] = {
     "ready_path": "/able",
     "metrics_path": "/numbers",
     "keep_releases": 3,
+    "watch_seconds": 4,
+    "recycle_after_hours": 5,
+    "recycle_memory_percent": 60,
+    "max_requests": 1000,
     "secrets": {
         "path": "team/changed",
         "approle": "team-changed",
@@ -147,6 +152,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name in hosts:
         (folder / name).mkdir()
+        shutil.copy(ROOT / "roles/app/files/forge_worker.py", folder / name)
     (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts, "vars": variables}}))
     (folder / "play.yml").write_text(PLAY)
     done = subprocess.run(
@@ -159,6 +165,23 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stdout
     return folder
+
+
+def gunicorn(rendered: Path, app: str, **environment: str) -> Entry:
+    """Read the settings as Gunicorn does, in the virtual environment of the reference application."""
+    read = (
+        "import json, runpy, sys; settings = runpy.run_path(sys.argv[1]); worker = settings['worker_class'];"
+        "print(json.dumps({**{name: value for name, value in settings.items() if isinstance(value, (int, str))},"
+        "'worker': worker.CONFIG_KWARGS, 'bases': [base.__name__ for base in worker.__mro__]}))"
+    )
+    done = subprocess.run(
+        [ROOT / ".cache/app-venv/bin/python", "-c", read, rendered / app / "gunicorn.conf.py"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    found: Entry = json.loads(done.stdout)
+    return found
 
 
 def described(rendered: Path, app: str) -> App:
@@ -267,7 +290,7 @@ def test_description_of_a_changed_app(rendered: Path) -> None:
 def test_the_timeout_chain_is_one(rendered: Path, name: str, request_timeout: int) -> None:
     """Nginx, Gunicorn, systemd and forgectl have the same numbers, each inner one below its outer."""
     _, tls = servers(rendered, name)
-    gunicorn = runpy.run_path(str(rendered / name / "gunicorn.conf.py"))
+    settings = gunicorn(rendered, name)
     slot = unit(rendered, name, "slot.conf")
     app = described(rendered, name)
     read, send, connect = (
@@ -275,9 +298,14 @@ def test_the_timeout_chain_is_one(rendered: Path, name: str, request_timeout: in
     )
     stop, start = int(slot["TimeoutStopSec"][0]), int(slot["TimeoutStartSec"][0])
     assert request_timeout == read == send == app.timeouts.request
-    assert connect < read < app.timeouts.app_graceful < gunicorn["graceful_timeout"] < stop
-    assert read < gunicorn["timeout"] == app.timeouts.heartbeat
-    assert app.timeouts.proxy_idle < gunicorn["keepalive"] == app.timeouts.app_keepalive
+    assert settings["worker"]["timeout_graceful_shutdown"] == app.timeouts.app_graceful
+    assert connect < read < app.timeouts.app_graceful < settings["graceful_timeout"] < stop
+    assert read < settings["timeout"] == app.timeouts.heartbeat
+    (pool,) = [body for words, body in blocks(rendered, name) if words[0] == "upstream" and values(body, "keepalive")]
+    idle, age = (int(values(pool, f"keepalive_{kind}")[0][0].removesuffix("s")) for kind in ("timeout", "time"))
+    assert idle == age == app.timeouts.proxy_idle
+    assert idle + age < app.timeouts.pool_exit
+    assert app.timeouts.proxy_idle < settings["keepalive"] == app.timeouts.app_keepalive
     assert (stop, start) == (app.timeouts.stop, app.timeouts.start)
 
 
@@ -314,20 +342,26 @@ def test_sandbox_is_in_both_units(rendered: Path, name: str) -> None:
     assert "ReadWritePaths" not in migration
 
 
-def test_gunicorn_takes_the_count_or_its_override(rendered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gunicorn_takes_the_count_or_its_override(rendered: Path) -> None:
     """WEB_CONCURRENCY wins over what was computed."""
-    path = str(rendered / "changed" / "gunicorn.conf.py")
-    assert runpy.run_path(path)["workers"] == 3
-    monkeypatch.setenv("WEB_CONCURRENCY", "7")
-    assert runpy.run_path(path)["workers"] == 7
+    assert gunicorn(rendered, "changed")["workers"] == 3
+    assert gunicorn(rendered, "changed", WEB_CONCURRENCY="7")["workers"] == 7
 
 
 def test_gunicorn_neither_preloads_nor_reloads_nor_listens(rendered: Path) -> None:
     """Pools are made in each worker; the listener is systemd's; nothing watches files."""
-    settings = runpy.run_path(str(rendered / "plain" / "gunicorn.conf.py"))
-    assert not {"preload_app", "reload", "bind", "max_requests"} & set(settings)
-    assert settings["worker_class"].endswith("UvicornWorker")
+    settings = gunicorn(rendered, "plain")
+    assert not {"preload_app", "reload", "bind"} & set(settings)
     assert settings["control_socket_disable"] is True
+
+
+def test_worker_is_the_platforms(rendered: Path) -> None:
+    """It names its release, and counts requests only where the inventory asks for it."""
+    plain, changed = (gunicorn(rendered, name) for name in ("plain", "changed"))
+    assert plain["bases"][1:3] == ["ForgeWorker", "UvicornWorker"]
+    assert plain["worker"]["headers"] == [["X-Forge-Release", "plain"]]
+    assert not {"max_requests", "max_requests_jitter"} & set(plain)
+    assert (changed["max_requests"], changed["max_requests_jitter"]) == (1000, 200)
 
 
 @pytest.mark.parametrize(
@@ -387,13 +421,14 @@ def test_site_hands_on_only_what_nginx_knows_itself(rendered: Path, name: str) -
 
 @pytest.mark.parametrize("name", ["plain", "changed"])
 def test_nginx_reaches_the_live_socket_and_no_other(rendered: Path, name: str) -> None:
-    """All locations go to the upstream, which is the symlink that a cutover swaps."""
-    (upstream,) = [body for words, body in blocks(rendered, name) if words[0] == "upstream"]
-    (server,) = values(upstream, "server")
-    assert server[0] == f"unix:/run/{name}/live.sock"
+    """All locations go to one of two upstreams, both the symlink that a cutover swaps."""
+    upstreams = {words[1]: body for words, body in blocks(rendered, name) if words[0] == "upstream"}
+    assert {upstream: values(body, "server") for upstream, body in upstreams.items()} == {
+        f"forge_{name}{suffix}": [[f"unix:/run/{name}/live.sock", "max_fails=0"]] for suffix in ("", "_pool")
+    }
     _, tls = servers(rendered, name)
     locations = [body for words, body in tls if words[0] == "location"]
     targets = [target for body in locations for (target,) in values(body, "proxy_pass")]
-    assert set(targets) == {f"http://forge_{name}"}
+    assert set(targets) == {f"http://forge_{name}", f"http://forge_{name}$forge_pool"}
     (listener,) = unit(rendered, name, "app@.socket")["ListenStream"]
-    assert Path(listener).parent == Path(server[0].removeprefix("unix:")).parent
+    assert Path(listener).parent == Path(f"/run/{name}")
