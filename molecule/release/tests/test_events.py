@@ -1,0 +1,306 @@
+"""What an operator does to a running host, and what its clients notice of it: nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forge_events import (
+    CONTAINER,
+    PODMAN,
+    EventContext,
+    answer,
+    append,
+    assert_one_live,
+    forgectl,
+    psql,
+    release,
+    run_playbook,
+    settle,
+    table,
+)
+from forge_load import lost_and_doubled
+from forge_scenario import main_pid, until
+from testinfra.host import Host
+
+Status = Callable[[], dict[str, Any]]
+
+# An app around the app; `{answer}` decides over the readiness.
+READINESS = """
+import time as _time
+
+_inner, _first = app, 0.0
+
+
+async def app(scope, receive, send):
+    global _first
+    if scope["type"] == "http" and scope["path"] == "/ready":
+        _first = _first or _time.monotonic()
+        if {unready}:
+            await send({{"type": "http.response.start", "status": 503, "headers": []}})
+            await send({{"type": "http.response.body", "body": b""}})
+            return
+    await _inner(scope, receive, send)
+"""
+FAILING_MIGRATION = '''"""Fails half-way."""
+
+from alembic import op
+
+revision: str = "9999"
+down_revision: str | None = "{head}"
+branch_labels: None = None
+depends_on: None = None
+backward_compatible: bool = True
+
+
+def upgrade() -> None:
+    op.execute("CREATE TABLE half_way ()")
+    op.execute("SELECT 1 / 0")
+'''
+
+
+def test_load_sees_what_fails(event: EventContext, host: Host) -> None:
+    """The control: a restart of Nginx and of the slot behind it fails requests, and a lost or doubled row is seen."""
+    with event("control: Nginx restarted", strict=False) as control:
+        host.check_output("systemctl restart nginx")
+        time.sleep(1)
+    kinds = {record.outcome for record in control.result.failed}
+    assert kinds & {"refused", "reset", "truncated"}, control.result.counts()
+    assert {follower.cut > 0 for follower in control.result.followers.values()} == {True}
+    control.assert_nothing_lost()
+    number, identity = next(iter(control.result.acknowledged.items()))
+    psql(host, f"DELETE FROM event WHERE id = {identity}")
+    columns = "idempotency_key, fingerprint, type, payload, size"
+    psql(
+        host,
+        f"INSERT INTO event ({columns}) SELECT 'twice-' || idempotency_key, fingerprint, type, payload, size "
+        f"FROM event WHERE payload->>'run' = '{control.result.run}' AND payload->>'n' = '{number + 2}'",
+    )
+    assert lost_and_doubled(control.result, iter(table(host, control.result.run))) == ({number}, {number + 2})
+
+
+def test_deploy_and_rollback(event: EventContext, host: Host, status: Status, source: Path) -> None:
+    """New code, the same again, back without an argument, and forward again."""
+    before = status()["live"]["release"]
+    with event("deploy of new code") as deploy:
+        run = run_playbook(host, "playbooks/deploy.yml", source)
+        assert run.returncode == 0, run.stdout + run.stderr
+    new = status()["live"]["release"]
+    assert new != before
+    assert_one_live(host, status, new)
+    # The streams were told to come back, and lost nothing by it.
+    assert {name: follower.told > 0 for name, follower in deploy.result.followers.items()} == {
+        "sse": True,
+        "websocket": True,
+    }
+    with event("the same deploy again"):
+        again = run_playbook(host, "playbooks/deploy.yml", source)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert "changed=0 " in again.stdout
+    with event("rollback"):
+        back = run_playbook(host, "playbooks/rollback.yml")
+        assert back.returncode == 0, back.stdout + back.stderr
+    assert_one_live(host, status, before)
+    with event("forward again"):
+        forward = answer(forgectl(host, "rollback", "inbox", "--to", new, "--json"))
+        assert (forward["changed"], forward["release"], forward["verdict"]) == (True, new, "live")
+    assert_one_live(host, status, new)
+    with event("back while the old slot is warm"):
+        cut = answer(release(host, touched(source), "--no-wait"))
+        assert cut["verdict"] == "watching"
+        warm = answer(forgectl(host, "rollback", "inbox", "--json"))
+        assert warm["release"] == new
+        assert sum(warm["phases"].values()) < 0.5
+    assert_one_live(host, status, new)
+
+
+def test_site_with_nothing_to_change(event: EventContext, host: Host, status: Status) -> None:
+    """Provisioning again restarts nothing; it goes back to the inventory's source first, which is a deploy."""
+    with event("site.yml with the inventory's source"):
+        run = run_playbook(host, "site.yml")
+        assert run.returncode == 0, run.stdout + run.stderr
+    live = status()["live"]
+    with event("site.yml with nothing to change"):
+        again = run_playbook(host, "site.yml")
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert "changed=0 " in again.stdout
+    assert status()["live"] == live
+
+
+def touched(source: Path) -> Path:
+    """Change the source once more."""
+    append(source / "src/inbox/__init__.py", f"AGAIN = {time.time()}\n")
+    return source
+
+
+def crash_at_import(source: Path) -> None:
+    append(source / "src/inbox/main.py", '\nraise RuntimeError("broken on purpose")\n')
+
+
+def never_ready(source: Path) -> None:
+    append(source / "src/inbox/main.py", READINESS.format(unready="True"))
+
+
+def fail_to_migrate(source: Path) -> None:
+    versions = source / "migrations/versions"
+    head = max(
+        re.findall(r'^revision: str = "(\d+)"', "\n".join(map(Path.read_text, versions.glob("*.py"))), re.MULTILINE)
+    )
+    (versions / "9999_fails.py").write_text(FAILING_MIGRATION.format(head=head))
+
+
+def turn_unready(source: Path) -> None:
+    append(source / "src/inbox/main.py", READINESS.format(unready="_time.monotonic() > _first + 5"))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (crash_at_import, 4, "RuntimeError: broken on purpose"),
+        (never_ready, 4, "/ready answers 503"),
+        (fail_to_migrate, 4, "division by zero"),
+        (turn_unready, 7, "was rolled back"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_bad_deploy(
+    event: EventContext,
+    host: Host,
+    status: Status,
+    source: Path,
+    change: Callable[[Path], None],
+    code: int,
+    message: str,
+) -> None:
+    """The old release serves, the playbook fails and says why, and history shows how it ended."""
+    before = status()["live"]["release"]
+    schema = psql(host, "SELECT version_num FROM alembic_version")
+    change(source)
+    with event(f"deploy: {change.__name__.replace('_', ' ')}"):
+        run = run_playbook(host, "playbooks/deploy.yml", source)
+    assert run.returncode == 2, run.stdout
+    output = run.stdout + run.stderr
+    assert message in output, output
+    assert re.search(rf"\brc: {code}\b", output), output
+    assert_one_live(host, status, before)
+    assert psql(host, "SELECT version_num FROM alembic_version") == schema
+    assert psql(host, "SELECT to_regclass('half_way') IS NULL") == "t"
+    last = answer(forgectl(host, "history", "inbox", "--json"))["history"][-1]
+    assert last["outcome"] == ("rolled back" if code == 7 else "failed")
+    assert last["reason"]
+
+
+def test_recycling_by_cutover(event: EventContext, host: Host, status: Status) -> None:
+    """The same release in a fresh slot."""
+    before = status()["live"]
+    with event("recycling by cutover"):
+        recycled = answer(forgectl(host, "recycle", "inbox", "--json"))
+        assert recycled["changed"]
+    after = status()["live"]
+    assert (after["release"], after["slot"] != before["slot"]) == (before["release"], True)
+    assert_one_live(host, status, before["release"])
+    idle = answer(forgectl(host, "recycle", "inbox", "--if-due", "--json"))
+    assert not idle["changed"]
+
+
+def test_recycling_of_workers(event: EventContext, host: Host, status: Status) -> None:
+    """With `max_requests` set low workers are replaced all the time, and never two at once."""
+    run = run_playbook(host, "site.yml", app_max_requests=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    settle(status)
+    service = f"inbox@{status()['live']['slot']}.service"
+    count = status()["workers"]["count"]
+    # How many workers listen, again and again; the master, which listens as well, is not counted.
+    sample = """
+import collections, json, os, re, subprocess, sys, time
+master, path, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+inode = next(line.split()[6] for line in open("/proc/net/unix") if line.rstrip().endswith(" " + path))
+seen, pids, end = collections.Counter(), set(), time.monotonic() + seconds
+while time.monotonic() < end:
+    listening = 0
+    for pid in open(f"/proc/{master}/task/{master}/children").read().split():
+        pids.add(pid)
+        try:
+            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        except OSError:
+            continue
+        listening += f"socket:[{inode}]" in links
+    seen[listening] += 1
+    time.sleep(0.05)
+print(json.dumps([len(pids), seen]))
+"""
+    socket = f"/run/inbox/{status()['live']['slot']}.sock"
+    with event("workers recycled"):
+        master = str(main_pid(host, service))
+        replaced, seen = json.loads(host.check_output("python3 -c %s %s %s 20", sample, master, socket))
+        assert main_pid(host, service) == int(master)
+    assert replaced >= count + 4, (replaced, seen)
+    assert min(map(int, seen)) >= count - 1, seen
+    again = run_playbook(host, "site.yml")
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_rotation_of_logs(event: EventContext, host: Host) -> None:
+    """logrotate and journald start new files; Nginx opens its own anew without a reload."""
+    with event("logrotate and journald rotation"):
+        for _ in range(5):
+            host.check_output("logrotate --force /etc/logrotate.conf")
+            host.check_output("journalctl --rotate")
+            time.sleep(0.5)
+    assert host.check_output("tail --lines=1 /var/log/nginx/inbox.json")
+
+
+def test_changed_setting_of_nginx(event: EventContext, host: Host) -> None:
+    """A reload closes idle connections, in good order, and nothing else."""
+    changes: tuple[dict[str, Any], ...] = ({"nginx_hsts_seconds": 120}, {})
+    for variables in changes:
+        with event(f"site.yml, {variables or 'as before'}", idle=True):
+            run = run_playbook(host, "site.yml", **variables)
+            assert run.returncode == 0, run.stdout + run.stderr
+            assert "changed=0 " not in run.stdout
+
+
+def test_replaced_certificate(event: EventContext, host: Host) -> None:
+    """It is served at once."""
+    command = "openssl s_client -connect localhost:443 -servername inbox.example.com </dev/null 2>/dev/null"
+    served = f"{command} | openssl x509 -noout -fingerprint"
+    before = host.check_output(served)
+    with event("certificate replaced", idle=True):
+        run = run_playbook(host, "site.yml", __nginx_renewal_days=398)
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert until(lambda: host.check_output(served) != before, 10)
+
+
+def test_late_commit_reaches_every_stream(event: EventContext, host: Host, source: Path) -> None:
+    """An insert that is held open over a cutover, while later ones commit, comes once to both followers."""
+    columns = "idempotency_key, fingerprint, type, payload, size"
+    held = (
+        f"BEGIN; INSERT INTO event ({columns}) VALUES (gen_random_uuid(), '', 'late', '{{}}', 2) RETURNING id; "
+        "SELECT pg_sleep(8); COMMIT"
+    )
+    with event("an insert held open over a cutover") as happening:
+        with subprocess.Popen(held_open(held), stdout=subprocess.PIPE, text=True) as late:
+            time.sleep(1)
+            answer(release(host, source, "--no-wait"))
+            output, _ = late.communicate(timeout=60)
+        assert late.returncode == 0
+    identity = int(output.split()[0])
+    later = [event for event in happening.result.acknowledged.values() if event > identity]
+    assert later
+    for follower in happening.result.followers.values():
+        assert follower.told > 0
+        assert follower.seen.count(identity) == 1
+        # It came late, after events with greater ids, and none of those was passed over for it.
+        assert set(later) <= set(follower.seen)
+
+
+def held_open(query: str) -> list[str]:
+    """A command that runs a query on the host from a process of its own."""
+    quiet = ["psql", "--quiet", "--no-psqlrc", "-tA", "inbox", "--command", query]
+    return [str(PODMAN), "exec", CONTAINER, "runuser", "--user", "postgres", "--", *quiet]

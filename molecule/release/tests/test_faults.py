@@ -1,0 +1,322 @@
+"""What may befall a host in the middle of things.
+
+Each ends in a clear message and a serving host, and the next command works.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from forge_events import (
+    CONTAINER,
+    PODMAN,
+    Event,
+    EventContext,
+    answer,
+    append,
+    assert_one_live,
+    forgectl,
+    podman,
+    release,
+    settle,
+    upload,
+)
+from forge_scenario import main_pid, show, until
+from testinfra.host import Host
+
+Status = Callable[[], dict[str, Any]]
+
+RECOVERY = {"Gunicorn's master killed": 15.0, "PostgreSQL restarted": 15.0, "host rebooted": 60.0}
+"""Seconds from the event to the last request that failed because of it."""
+
+# Runs a command, and kills it with SIGKILL some time after it announced a phase; prints whether it got there.
+KILL_AT = """
+import subprocess, sys, time
+phase, delay, command = sys.argv[1], float(sys.argv[2]), sys.argv[3:]
+process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+said = []
+for line in process.stderr:
+    said.append(line)
+    if f"{phase} ..." in line:
+        time.sleep(delay)
+        process.kill()
+        break
+print(process.wait(), "".join(said))
+"""
+
+
+def outage(happening: Event) -> float:
+    """Seconds from the event until requests succeeded again for good: none that was due later failed."""
+    return max((record.due for record in happening.result.failed), default=happening.began) - happening.began
+
+
+@pytest.mark.parametrize(
+    ("phase", "delay"),
+    [
+        ("secrets", 0.0),
+        ("stage", 0.0),
+        ("stage", 0.1),
+        ("environment", 0.0),
+        ("migrate", 0.0),
+        ("start", 0.0),
+        ("start", 0.7),
+        ("swap", 0.0),
+        ("swap", 0.005),
+        ("swap", 2.0),
+    ],
+)
+def test_forgectl_killed(
+    event: EventContext, host: Host, status: Status, source: Path, phase: str, delay: float
+) -> None:
+    """SIGKILL at a phase, or within it, then the same command again: it succeeds, and one release is live."""
+    archive = upload(source)
+    command = ("release", "inbox", "--archive", archive, "--json")
+    with event(f"SIGKILL {delay:g} s into {phase}"):
+        killed = host.check_output(
+            "python3 -c %s %s %s forgectl" + " %s" * len(command), KILL_AT, phase, str(delay), *command
+        )
+        assert killed.startswith("-9 "), killed
+        found = answer(forgectl(host, *command, "--no-wait"))
+    assert_one_live(host, status, found["release"])
+    assert status()["last"]["outcome"] == "live"
+
+
+@pytest.mark.parametrize("phase", ["watching", "draining"])
+def test_watch_killed(event: EventContext, host: Host, status: Status, source: Path, phase: str) -> None:
+    """The unit that watches and drains is killed: systemd starts it again, and it ends what was begun."""
+    with event(f"SIGKILL of the watch while {phase}"):
+        new = answer(release(host, source, "--no-wait"))["release"]
+        until(lambda: (status()["operation"] or {}).get("phase") == phase, 30, every=0.2)
+        host.check_output("kill -KILL %s", str(main_pid(host, "forge-watch@inbox.service")))
+    assert_one_live(host, status, new)
+    assert [entry["outcome"] for entry in history(host) if entry["release"] == new] == ["live"]
+
+
+def test_two_deploys_at_once(event: EventContext, host: Host, status: Status, source: Path) -> None:
+    """The second is refused at once and says who is at it; the first goes on, and so does the next command."""
+    archive = upload(source)
+    known = json.loads(host.check_output("cat /srv/inbox/releases/%s/release.json", status()["live"]["release"]))
+    command = [str(PODMAN), "exec", CONTAINER, "forgectl", "release", "inbox", "--archive", archive, "--json"]
+    with event("two deploys at once"), subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as one:
+        until(lambda: (status()["operation"] or {}).get("phase") == "starting", 30, every=0.1)
+        two = forgectl(host, "release", "inbox", "--source-digest", known["source_digest"])
+        output, _ = one.communicate(timeout=120)
+    assert two.rc == 5
+    assert re.search(r"locked \(release by \w+, process \d+, since \d+ s\)", two.stderr), two.stderr
+    assert one.returncode == 0
+    assert_one_live(host, status, json.loads(output)["release"])
+    assert answer(forgectl(host, "recover", "inbox", "--json")) is not None
+
+
+def test_release_that_does_not_exist(host: Host, status: Status) -> None:
+    """Refused with the names that there are; nothing changes."""
+    before = status()["live"]
+    for command, message in (
+        (("rollback", "inbox", "--to", "20200101-000000-000000000000"), f"found .*{before['release']}"),
+        (
+            ("release", "inbox", "--archive", "/var/tmp/none.tar"),
+            "expected an archive at /var/tmp/none.tar; found none",
+        ),
+        (("release", "inbox", "--source-digest", "0" * 64), "upload"),
+    ):
+        run = forgectl(host, *command)
+        assert (run.rc, bool(re.search(message, run.stderr))) == (3, True), run.stderr
+    assert status()["live"] == before
+
+
+@pytest.mark.parametrize("limit", ["size", "nr_inodes"])
+def test_full_disk_while_staging(event: EventContext, host: Host, status: Status, source: Path, limit: str) -> None:
+    """Refused with the reason, nothing half-made stays, and with room again the same command works."""
+    (source / "ballast").mkdir()
+    if limit == "size":
+        (source / "ballast/one").write_bytes(b"x" * 8_000_000)
+    else:
+        for number in range(500):
+            (source / f"ballast/{number}").touch()
+    before = status()["live"]["release"]
+    archive = upload(source)
+    with event(f"full disk while staging: {limit}"):
+        with small_disk(host, "/srv/inbox/releases", limit):
+            full = forgectl(host, "release", "inbox", "--archive", archive)
+            assert host.run("find /srv/inbox/releases -maxdepth 1 -name '.*incomplete'").stdout == ""
+        assert full.rc == 3, full.stderr
+        assert "No space left on device" in full.stderr
+        assert_one_live(host, status, before)
+        found = answer(forgectl(host, "release", "inbox", "--archive", archive, "--no-wait", "--json"))
+    assert_one_live(host, status, found["release"])
+
+
+@contextmanager
+def small_disk(host: Host, folder: str, limit: str) -> Iterator[None]:
+    """Put a disk with little room over a folder, with the same content."""
+    size = int(host.check_output("du --summarize --block-size=1 --apparent-size %s | cut --fields=1", folder))
+    files = int(host.check_output("find %s | wc --lines", folder))
+    option = f"size={size * 2 + 2_000_000}" if limit == "size" else f"nr_inodes={files + 100}"
+    host.check_output("mkdir --parents /mnt/small && mount -t tmpfs -o %s tmpfs /mnt/small", option)
+    try:
+        host.check_output(
+            "cp --archive --no-target-directory %s /mnt/small && mount --bind /mnt/small %s", folder, folder
+        )
+        try:
+            yield
+        finally:
+            host.check_output("umount --lazy %s", folder)
+    finally:
+        host.check_output("umount --lazy /mnt/small")
+
+
+def test_tampered_release(event: EventContext, host: Host, status: Status, source: Path) -> None:
+    """A release that is not what was staged is not started again; put right, it is."""
+    old = status()["live"]["release"]
+    with event("rollback to a tampered release"):
+        new = answer(release(host, source))["release"]
+        settle(status)
+        file = f"/srv/inbox/releases/{old}/source/src/inbox/main.py"
+        host.check_output("cp --preserve=all %s /var/tmp/main.py && echo '# tampered' >> %s", file, file)
+        refused = forgectl(host, "rollback", "inbox")
+        host.check_output("mv /var/tmp/main.py %s", file)
+        assert refused.rc == 3
+        assert f"expected /srv/inbox/releases/{old} as it was staged; found changed files" in refused.stderr
+        assert_one_live(host, status, new)
+        assert answer(forgectl(host, "rollback", "inbox", "--json"))["release"] == old
+    assert_one_live(host, status, old)
+
+
+def test_slot_that_cannot_bind(event: EventContext, host: Host, status: Status, source: Path) -> None:
+    """Something is in the way of the idle slot's socket: the release fails and says so; without it, it works."""
+    before = status()["live"]
+    idle = "blue" if before["slot"] == "green" else "green"
+    archive = upload(source)
+    with event("a slot that cannot bind"):
+        host.check_output("mkdir --parents /run/inbox/%s.sock/in-the-way", idle)
+        failed = forgectl(host, "release", "inbox", "--archive", archive)
+        host.check_output("rm --recursive /run/inbox/%s.sock", idle)
+        assert failed.rc == 4, failed.stderr
+        assert f"inbox@{idle}.socket" in failed.stderr
+        assert_one_live(host, status, before["release"])
+        found = answer(forgectl(host, "release", "inbox", "--archive", archive, "--no-wait", "--json"))
+    assert_one_live(host, status, found["release"])
+
+
+def test_worker_killed(event: EventContext, host: Host, status: Status) -> None:
+    """Only what that worker had in flight fails."""
+    service = f"inbox@{status()['live']['slot']}.service"
+    with event("worker killed", strict=False) as happening:
+        command = "date +%%s.%%N && kill -KILL $(pgrep --parent %s | head --lines=1)"
+        killed = float(host.check_output(command, str(main_pid(host, service))))
+    happening.assert_nothing_lost()
+    for record in happening.result.failed:
+        assert record.due - 0.1 <= killed <= record.due + record.latency + 0.1, (killed, record)
+        assert (record.outcome == "status" and record.status == 502) or record.kind in ("sse", "websocket"), record
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("Gunicorn's master killed", "kill -KILL $(systemctl show --value --property=MainPID {service})"),
+        ("PostgreSQL restarted", "systemctl restart 'postgresql@*.service'"),
+    ],
+)
+def test_back_by_itself(event: EventContext, host: Host, status: Status, name: str, command: str) -> None:
+    """Within a stated bound, on the same release, without a lost event."""
+    before = status()["live"]
+    with event(name, strict=False) as happening:
+        host.check_output(command.format(service=f"inbox@{before['slot']}.service"))
+        time.sleep(5)
+    happening.assert_nothing_lost()
+    assert outage(happening) < RECOVERY[name]
+    assert status()["live"] == before
+
+
+def test_reboot(event: EventContext, status: Status, client: httpx.Client) -> None:
+    """The same release in the same slot, with everything that was acknowledged."""
+    before = status()["live"]
+    with event("host rebooted", strict=False) as happening:
+        reboot(client)
+        time.sleep(2)
+    happening.assert_nothing_lost()
+    assert outage(happening) < RECOVERY["host rebooted"]
+    assert status()["live"] == before
+
+
+@pytest.mark.parametrize("phase", ["starting", "watching"])
+def test_reboot_in_mid_deploy(
+    event: EventContext, host: Host, status: Status, client: httpx.Client, source: Path, phase: str
+) -> None:
+    """One of the two releases is live afterwards, which one is written down, and the next command works."""
+    before = status()["live"]["release"]
+    if phase == "starting":
+        append(source / "src/inbox/main.py", "\nimport time\ntime.sleep(6)\n")
+    archive = upload(source)
+    with event(f"host rebooted while {phase}", strict=False) as happening:
+        podman("exec", "--detach", CONTAINER, "forgectl", "release", "inbox", "--archive", archive)
+        found = until(lambda: (o := status()["operation"]) and o["phase"] == phase and o, 60, every=0.1)
+        time.sleep(0.5)
+        reboot(client)
+    happening.assert_nothing_lost()
+    assert outage(happening) < RECOVERY["host rebooted"] + 30
+    live = before if phase == "starting" else found["release"]
+    assert_one_live(host, status, live)
+    assert history(host)[-1]["outcome"] == ("failed" if phase == "starting" else "live")
+    again = answer(forgectl(host, "release", "inbox", "--archive", archive, "--json"))
+    assert_one_live(host, status, again["release"])
+
+
+def reboot(client: httpx.Client) -> None:
+    """Reboot the host and wait until the app answers."""
+    podman("restart", "--time", "30", CONTAINER)
+
+    def ready() -> bool:
+        try:
+            return client.get("/ready", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    until(ready, 90, every=0.5)
+
+
+def history(host: Host) -> list[dict[str, Any]]:
+    """Every cutover, oldest first."""
+    found: list[dict[str, Any]] = answer(forgectl(host, "history", "inbox", "--json"))["history"]
+    return found
+
+
+def test_timeouts_form_a_chain(host: Host, status: Status) -> None:
+    """No inner wait outlives its outer one; all read from what runs: Nginx, Gunicorn, systemd."""
+    live = status()["live"]
+    folder = f"/srv/inbox/releases/{live['release']}"
+    printed = host.check_output(
+        f"cd {folder} && venv/bin/python -m gunicorn --print-config --config gunicorn.conf.py json:dumps"
+    )
+    gunicorn = {name: int(value) for name, value in re.findall(r"^(\w+)\s+= (\d+)$", printed, re.MULTILINE)}
+    text = host.check_output("nginx -T 2>/dev/null")
+    site = text[text.index("upstream forge_inbox ") :]
+    nginx = {name: int(value) for name, value in reversed(re.findall(r"^\s+(\w+) (\d+)s;", site, re.MULTILINE))}
+    stop = seconds(show(host, f"inbox@{live['slot']}.service", "TimeoutStopUSec"))
+    cut = int(
+        re.findall(r'"timeout_graceful_shutdown": (\d+)', host.check_output("cat %s/gunicorn.conf.py", folder))[0]
+    )
+    read = nginx["proxy_read_timeout"]
+    # A connection, then the request; the app's own shutdown, Gunicorn's patience with it, systemd's with Gunicorn.
+    assert nginx["proxy_connect_timeout"] < read < cut < gunicorn["graceful_timeout"] < stop
+    assert nginx["proxy_send_timeout"] <= read < gunicorn["timeout"]
+    # It is Nginx that closes an idle connection between the two, and a pooled one ages long before a slot stops.
+    assert nginx["keepalive_time"] <= nginx["keepalive_timeout"] < gunicorn["keepalive"]
+    # The watch and the drain wait for a slot, and systemd for them.
+    watch = host.check_output("systemctl show --value --property=Restart forge-watch@inbox.service")
+    assert watch == "on-failure"
+
+
+def seconds(span: str) -> float:
+    """Read a span of time as systemd writes it."""
+    units = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
+    return sum(float(value) * units[unit] for value, unit in re.findall(r"([\d.]+)(ms|s|min|h)", span))
