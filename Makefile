@@ -80,7 +80,7 @@ secrets: venv  ## Scan the files under version control for secrets
 unit: unit-project unit-app  ## Tests that need no host; they start servers of their own on free ports
 
 .PHONY: unit-project
-unit-project: venv packages
+unit-project: venv app-venv packages
 	pytest tests
 
 .PHONY: unit-app
