@@ -20,12 +20,11 @@ from types import FrameType
 from typing import Any
 
 from demo import PODMAN, DemoError, become_able
-from forge_load import Result
 
 from bench import hosts, report, throughput
-from bench.forge import Forge, repeat
-from bench.hosts import STATE, BenchError, Host, say
-from bench.load import STEADY_SECONDS, WARM_SECONDS, Event, Site, cost, during, prove_sight
+from bench.forge import Cycle, Forge
+from bench.hosts import STATE, BenchError, Host, repeat, say
+from bench.load import STEADY_SECONDS, WARM_SECONDS, Site, cost, during, prove_sight
 from bench.peer import Fujin, versions
 
 HUP = "/bin/kill -HUP $MAINPID"
@@ -52,30 +51,30 @@ def measure(distribution: str, times: int, folder: Path) -> dict[str, Any]:
     site = forge.site().measured()
     say("control event: kill Nginx")
     results["control"] = prove_sight(site)
-    floor = {"idle": forge.floor(), "loaded": forge.loaded_floor(site)}
-    say(f"floor: {floor}")
-    cycles: list[tuple[list[Event], Result]] = repeat(
-        "deploy, roll back warm, deploy, roll back cold", times, lambda: forge.cycle(site)
-    )
-    results["forge"] = {"rate": site.rate, "floor": floor, "events": costs(cycles)}
+    cycles = repeat("deploy, roll back warm, deploy, roll back cold", times, lambda: forge.cycle(site))
+    results["forge"] = {
+        "rate": site.rate,
+        "floor": {"idle": [each.idle_floor for each in cycles], "loaded": [each.loaded_floor for each in cycles]},
+        "events": costs(cycles),
+    }
 
     peer = peer.measured()
     results["fujin"] = {"rate": peer.rate, "events": costs(peer_cycles(fujin, peer, times))}
-    report.draw(*cycles[0])
+    report.draw(cycles[0])
     return results
 
 
-def peer_cycles(fujin: Fujin, site: Site, times: int) -> list[tuple[list[Event], Result]]:
+def peer_cycles(fujin: Fujin, site: Site, times: int) -> list[Cycle]:
     """Redeploy and roll back the peer's app under load; then redeploy with a unit that reloads by HUP."""
 
-    def under_load(*works: tuple[str, Any]) -> tuple[list[Event], Result]:
+    def under_load(*works: tuple[str, Any]) -> Cycle:
         events = []
         with site.load() as load:
             time.sleep(WARM_SECONDS + STEADY_SECONDS)
             for name, work in works:
                 events.append(during(name, work))
                 fujin.wait_until_ready()
-        return events, load.result
+        return Cycle(events, load.result)
 
     cycles = repeat(
         "Fujin: redeploy, roll back",
@@ -87,9 +86,9 @@ def peer_cycles(fujin: Fujin, site: Site, times: int) -> list[tuple[list[Event],
     return cycles + repeat("Fujin: redeploy by HUP", times, lambda: under_load(("redeploy by HUP", fujin.deploy)))
 
 
-def costs(cycles: list[tuple[list[Event], Result]]) -> list[dict[str, Any]]:
+def costs(cycles: list[Cycle]) -> list[dict[str, Any]]:
     """Put every event of every cycle in figures."""
-    return [cost(event, result) for events, result in cycles for event in events]
+    return [cost(event, cycle.result) for cycle in cycles for event in cycle.events]
 
 
 def machine(host: Host, workers: int) -> dict[str, Any]:

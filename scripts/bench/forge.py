@@ -6,20 +6,30 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from demo import ROOT
 from forge_load import Result
 
-from bench.hosts import STATE, BenchError, Host, playbook, say, start_vault, write_inventory
+from bench.hosts import STATE, BenchError, Host, playbook, start_vault, write_inventory
 from bench.load import STEADY_SECONDS, WARM_SECONDS, Event, Site, during
 from bench.peer import revise
 
 ON_HOST = Path(__file__).with_name("on_host.py")
 APP = "inbox"
 SETTLE_SECONDS = 90.0
+
+
+@dataclass
+class Cycle:
+    """One round of all events; of this project's, with the floor (s) before it and at the end of its load."""
+
+    events: list[Event]
+    result: Result
+    idle_floor: float = 0.0
+    loaded_floor: float = 0.0
 
 
 class Forge:
@@ -55,19 +65,13 @@ class Forge:
         """Return how many workers the live slot has."""
         return int(self.host.root(f"pgrep --count --parent {self.main_pid()}"))
 
-    def floor(self, times: int = 3) -> list[float]:
+    def floor(self) -> float:
         """Return the seconds that the app needs by itself from the start of Gunicorn to ready."""
-        found: list[float] = self.host.python(ON_HOST, "floor", APP, self.main_pid(), str(times))
-        return [round(seconds, 3) for seconds in found]
+        return float(self.host.python(ON_HOST, "floor", APP, self.main_pid()))
 
-    def loaded_floor(self, site: Site) -> list[float]:
-        """Return the same while the live slot is under load."""
-        with site.load():
-            time.sleep(WARM_SECONDS)
-            return self.floor()
-
-    def cycle(self, site: Site) -> tuple[list[Event], Result]:
+    def cycle(self, site: Site) -> Cycle:
         """Deploy, roll back while the old slot is warm, deploy, roll back to a slot that has to be started."""
+        idle = self.floor()
         with site.load() as load:
             time.sleep(WARM_SECONDS + STEADY_SECONDS)
             events = [during("deploy", self._deploy), during("rollback, warm", self._rollback)]
@@ -76,7 +80,8 @@ class Forge:
             self.settle()
             events.append(during("rollback, cold", lambda: self._play("rollback", "rollback")))
             self.settle()
-        return events, load.result
+            loaded = self.floor()
+        return Cycle(events, load.result, idle, loaded)
 
     def settle(self) -> None:
         """Wait until the last operation has its verdict and the slot that lost has stopped."""
@@ -118,12 +123,3 @@ class Forge:
             "start_to_swap": round(sum(phases.get(name, 0.0) for name in ("start", "swap")), 3),
             "swapped": float(self.host.root(f"stat --format %.9Y /run/{APP}/live.sock")),
         }
-
-
-def repeat(what: str, times: int, work: Callable[[], Any]) -> list[Any]:
-    """Do something several times and say so."""
-    found = []
-    for number in range(1, times + 1):
-        say(f"{what}, {number} of {times}")
-        found.append(work())
-    return found

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from demo import PODMAN, ROOT, SHARED, VENV, environment, last_lines, package_index, write_if_changed
 
@@ -32,6 +33,16 @@ def say(line: str) -> None:
 
 
 _BEGAN = time.monotonic()
+Done = TypeVar("Done")
+
+
+def repeat(what: str, times: int, work: Callable[[], Done]) -> list[Done]:
+    """Do something several times and say so."""
+    found = []
+    for number in range(1, times + 1):
+        say(f"{what}, {number} of {times}")
+        found.append(work())
+    return found
 
 
 def run(command: list[str], what: str, cwd: Path = ROOT, given: str = "", **variables: str) -> str:
@@ -95,8 +106,8 @@ class Host:
             )
         return result.stdout.rstrip("\n")
 
-    def python(self, program: Path, *arguments: str) -> Any:
-        """Run a program of this folder as root and return the JSON that it prints."""
+    def python(self, program: Path, *arguments: str) -> str:
+        """Run a program of this folder as root and return what it printed."""
         words = [str(PODMAN), "exec", "--interactive", self.container, "python3", "-", *arguments]
         result = subprocess.run(words, input=program.read_text(), capture_output=True, text=True, check=False)
         if result.returncode:
@@ -104,7 +115,7 @@ class Host:
                 f"Expected: {program.name} {' '.join(arguments)} to work on {self.container}. "
                 f"Found: {last_lines(result.stderr)}\nDo: run the bench with --keep and look there."
             )
-        return json.loads(result.stdout)
+        return result.stdout
 
     def copy_in(self, source: Path, target: str) -> None:
         """Copy a file or folder onto the host."""
@@ -170,7 +181,7 @@ def write_inventory(host: Host, source: Path) -> None:
         "base_package_index_url": package_index(),
         "secrets_vault_address": control["address"],
         "secrets_vault_ca_file": control["ca_file"],
-        "secrets_vault_token": Path(control["token_file"]).read_text(),
+        "secrets_vault_token": f"{{{{ lookup('ansible.builtin.file', '{control['token_file']}') }}}}",
         "nginx_tls_source": "own_ca",
         "nginx_tls_ca_directory": str(STATE / "tls"),
         "apps": {

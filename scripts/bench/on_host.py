@@ -1,13 +1,12 @@
 """Runs on the host as root: starts the app by hand, beside the live slot, with the slot's own command.
 
-on_host.py floor USER PID TIMES       seconds from starting Gunicorn to the first 200 of /ready, as a JSON list
-on_host.py serve USER PID PORT        serve on a TCP port until killed
+on_host.py floor USER PID         seconds from starting Gunicorn to the first 200 of /ready
+on_host.py serve USER PID PORT    serve on a TCP port until killed
 """
 
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import signal
 import socket
@@ -93,6 +92,6 @@ def serve(user: str, pid: str, port: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "floor":
-        print(json.dumps([floor(sys.argv[2], sys.argv[3]) for _ in range(int(sys.argv[4]))]))
+        print(round(floor(*sys.argv[2:]), 3))
     else:
         serve(*sys.argv[2:])

@@ -9,10 +9,11 @@ from statistics import median
 from typing import Any
 
 from demo import ROOT
-from forge_load import OK, Result
+from forge_load import OK
 
+from bench.forge import Cycle
 from bench.hosts import PEER_VENV, STATE, BenchError, run
-from bench.load import MARGIN_SECONDS, Event
+from bench.load import MARGIN_SECONDS
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "release.svg"
@@ -55,59 +56,58 @@ def releases(results: dict[str, Any]) -> str:
     """Compare with the peer, event by event."""
     own, peer = (group(results[name]["events"]) for name in ("forge", "fujin"))
     rows = []
-    for ours, theirs in (("deploy", "redeploy"), ("rollback, cold", "rollback"), ("deploy", "redeploy by HUP")):
-        rows.append(
-            [
-                f"{ours} : {theirs}",
-                *(spread(events, "seconds") for events in (own[ours], peer[theirs])),
-                ratio(middle(own[ours], "seconds"), middle(peer[theirs], "seconds")),
-                *(lost(events) for events in (own[ours], peer[theirs])),
-                *(spread(events, "failing_seconds") for events in (own[ours], peer[theirs])),
-            ]
-        )
+    for ours, theirs in (
+        (["deploy"], ["redeploy", "redeploy by HUP"]),
+        (["rollback, cold", "rollback, warm"], ["rollback"]),
+    ):
+        base = middle(peer[theirs[0]], "seconds")
+        for title, events, names in (("this project", own, ours), ("Fujin", peer, theirs)):
+            for name in names:
+                found = events[name]
+                seconds = "command_seconds" if "command_seconds" in found[0] else "seconds"
+                rows.append(
+                    [
+                        f"{title}: {name}",
+                        spread(found, seconds),
+                        ratio(middle(found, seconds), base),
+                        lost(found),
+                        spread(found, "failing_seconds"),
+                        spread(found, "p99_ratio"),
+                    ]
+                )
     rates = " and ".join(
         f"{results[name]['rate']:.0f}/s on {title}"
         for name, title in (("forge", "this project's"), ("fujin", "Fujin's"))
     )
     return (
-        table(
-            "event, this project : Fujin | seconds | seconds, Fujin | ratio | lost GET + POST "
-            "| lost GET + POST, Fujin | s of failures | s of failures, Fujin",
-            rows,
-        )
-        + f"\n\nLost is of all repeats together. Each host gets half of what its own clients get through in a closed "
-        f"loop: {rates}. A control event, Nginx killed, lost {results['control']} requests."
+        table("event | seconds | : Fujin | lost GET + POST | seconds of failures | p99 : steady p99", rows)
+        + "\n\nSeconds are those of the whole command on the control machine; of the warm rollback, `forgectl "
+        "rollback` on the host. Lost is of all repeats together. Each host gets half of what its own clients get "
+        f"through in a closed loop: {rates}. A control event, Nginx killed, lost {results['control']} requests."
     )
 
 
 def cutovers(results: dict[str, Any]) -> str:
-    """Compare with the floor, and the p99 with that of quiet times."""
+    """Compare with the time that the app itself needs to start."""
     forge = results["forge"]
-    own = group(forge["events"])
     quiet, loaded = (median(forge["floor"][name]) for name in ("idle", "loaded"))
     rows = []
-    for name, events in own.items():
-        started = name != "rollback, warm"
-        command = spread(events, "command_seconds") if not started else spread(events, "seconds")
+    for name, events in group(forge["events"]).items():
+        starts = "start" in events[0]["phases"]
+        middle_start = middle(events, "start_to_swap")
         rows.append(
             [
                 name,
-                command,
                 spread(events, "start_to_swap"),
-                ratio(middle(events, "start_to_swap"), loaded) if started else "",
-                ratio(middle(events, "start_to_swap"), quiet) if started else "",
-                spread(events, "p99_ratio"),
+                ratio(middle_start, loaded) if starts else "",
+                ratio(middle_start, quiet) if starts else "",
                 ", ".join(phase_medians(events)),
             ]
         )
     return (
-        table(
-            "event | seconds | start to swap, s | : floor under load | : floor idle | p99 : steady p99 | phases, s",
-            rows,
-        )
-        + f"\n\nThe floor, the same Gunicorn started by hand on the same host until its first 200 of `/ready`: "
-        f"{quiet:.2f} s idle, {loaded:.2f} s under the same load. The seconds of a warm rollback are those of "
-        "`forgectl rollback` on the host, of the others those of the playbook. Steady p99: "
+        table("event | start to swap, s | : floor under load | : floor idle | phases, s", rows)
+        + "\n\nThe floor is the same Gunicorn, started by hand beside the live slot, until its first 200 of `/ready`: "
+        f"{quiet:.2f} s idle, {loaded:.2f} s under the same load. Steady p99: "
         f"{median(event['steady_p99_ms'] for event in forge['events']):.1f} ms."
     )
 
@@ -165,14 +165,14 @@ def table(head: str, rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def draw(events: list[Event], result: Result) -> None:
+def draw(cycle: Cycle) -> None:
     """Draw a deploy and the warm rollback after it."""
-    deploy, rollback = events[:2]
+    deploy, rollback = cycle.events[:2]
     zero = deploy.began
     after: Callable[[float], float] = lambda moment: round(moment - zero, 3)  # noqa: E731
     requests = [
         [after(each.due), round(each.latency * 1000, 2), "POST" if each.kind == "post" else "GET", each.outcome != OK]
-        for each in result.between(zero - MARGIN_SECONDS, rollback.ended + MARGIN_SECONDS)
+        for each in cycle.result.between(zero - MARGIN_SECONDS, rollback.ended + MARGIN_SECONDS)
     ]
     swaps = deploy.details["swapped"], rollback.details["swapped"]
     phases = deploy.details["phases"]

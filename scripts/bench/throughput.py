@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from statistics import median
 
 from demo import PODMAN
 
@@ -10,7 +11,8 @@ from bench.forge import APP, ON_HOST, Forge
 from bench.hosts import DOMAIN, STATE, BenchError, Host, run, say
 
 PATH = "/health"
-SECONDS = 6
+SECONDS = 3
+ROUNDS = 3
 CLIENTS = 32
 POOL, NO_POOL, CADDY, BARE = 9443, 9444, 9445, 9446
 
@@ -53,6 +55,14 @@ https://{DOMAIN}:{CADDY} {{
 }}
 """
 
+WAYS = {
+    "Nginx as shipped": f"https://{DOMAIN}",
+    "Nginx, pool": f"https://{DOMAIN}:{POOL}",
+    "Nginx, no pool": f"https://{DOMAIN}:{NO_POOL}",
+    "Caddy": f"https://{DOMAIN}:{CADDY}",
+    "Gunicorn without TLS or proxy": f"http://{DOMAIN}:{BARE}",
+}
+
 UNITS = f"""
 cat > /etc/nginx/conf.d/bench.conf
 nginx -t -q
@@ -67,7 +77,7 @@ done
 
 
 def measure(forge: Forge, driver: Host) -> dict[str, float]:
-    """Return requests a second by way; the ways run one after the other."""
+    """Return requests a second by way, the median of rounds in which each has its turn."""
     caddyfile = STATE / "Caddyfile"
     caddyfile.write_text(CADDYFILE)
     binary = STATE / "caddy"
@@ -78,17 +88,13 @@ def measure(forge: Forge, driver: Host) -> dict[str, float]:
         path.unlink()
     forge.host.root(UNITS, forge.main_pid(), given=NGINX)
     trust(driver, forge.host)
-    found = {}
-    for way, scheme, port in (
-        ("Nginx as shipped", "https", 443),
-        ("Nginx, pool", "https", POOL),
-        ("Nginx, no pool", "https", NO_POOL),
-        ("Caddy", "https", CADDY),
-        ("Gunicorn without TLS or proxy", "http", BARE),
-    ):
-        found[way] = wrk(driver, f"{scheme}://{DOMAIN}:{port}{PATH}")
-        say(f"{way}: {found[way]:.0f} requests/s")
-    return found
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(ROUNDS):
+        for way, base in WAYS.items():
+            found[way].append(wrk(driver, base + PATH))
+    medians = {way: median(rates) for way, rates in found.items()}
+    say(f"requests/s: {', '.join(f'{way} {rate:.0f}' for way, rate in medians.items())}")
+    return medians
 
 
 def trust(driver: Host, target: Host) -> None:
