@@ -181,7 +181,7 @@ def edge(tmp_path: Path) -> Iterator[Edge]:
             r"listen 80;": f"listen unix:{tmp_path}/plain.sock;",
             r"/var/log/nginx/": f"{tmp_path}/",
             r"/run/(?=shop)": f"{tmp_path}/run/",
-            r"worker_processes auto": "worker_processes 2",
+            r"worker_processes auto": "worker_processes 1",  # and so one pool
             r"error_log syslog\S*": f"error_log {tmp_path}/error.log",
             r"include mime.types;": "include /etc/nginx/mime.types;",
         }.items():
@@ -308,12 +308,13 @@ async def test_recycling_loses_nothing_and_takes_turns(edge: Edge, slots: Any) -
     first, second = (slots(name, boot_s=0.2, max_requests=40) for name in ("one", "two"))
     edge.point(first.socket)
     async with Load(edge.port).running() as load:
-        for number in range(10):
-            edge.point((first, second)[number % 2].socket)
-            await asyncio.sleep(0.4)
+        end = time.monotonic() + 30
+        while any(len(slot.events("leaves")) < 2 for slot in (first, second)):
+            assert time.monotonic() < end, "expected two recycled workers of each"
+            for slot in (first, second):
+                edge.point(slot.socket)
+                await asyncio.sleep(0.3)
     assert load.got == {"ok": load.got["ok"]}
-    assert len(first.events("leaves")) >= 2
-    assert len(second.events("leaves")) >= 2
     assert absent_at_once([first, second]) == 1
 
 
@@ -356,6 +357,19 @@ async def test_cutover_and_stop_lose_nothing(edge: Edge, slots: Any) -> None:
     assert {line["release"] for line in edge.log()} == {old.folder.name, new.folder.name}
     _, headers, _ = await once(edge.port, "GET")
     assert "x-forge-release" not in headers
+
+
+async def test_what_was_accepted_is_answered(slots: Any) -> None:
+    """A request that arrives after the signal on a connection from before it, which ends with the answer."""
+    slot = slots("one")
+    reader, writer = await asyncio.open_unix_connection(slot.socket)
+    await asyncio.sleep(0.1)
+    stopped = asyncio.create_task(asyncio.to_thread(slot.stop))
+    await asyncio.sleep(0.2)
+    status, headers, _ = await ask(reader, writer, "POST", body=b"order")
+    assert (status, headers["connection"]) == (200, "close")
+    writer.close()
+    await stopped
 
 
 async def test_restart_on_the_same_listener_loses_nothing(edge: Edge, slots: Any) -> None:
@@ -419,7 +433,7 @@ async def test_only_what_may_be_sent_again_is_pooled(edge: Edge) -> None:
     assert Counter(map(tuple, connections)) >= Counter({(method,): 4 for method in may_not})
     pooled = [methods for methods in connections if not set(methods) & set(may_not)]
     assert {method for methods in pooled for method in methods[1:]} == set(may)
-    assert len(pooled) <= 2  # one of each process of Nginx
+    assert len(pooled) == 1
 
 
 async def test_streams_are_not_pooled(edge: Edge) -> None:
@@ -448,7 +462,7 @@ async def test_a_post_is_sent_once(edge: Edge) -> None:
 
 
 async def test_pool_leaves_a_slot_in_time(edge: Edge) -> None:
-    """Steady traffic keeps no connection in the pool for longer than the chain says."""
+    """Steady traffic keeps no connection to the old one in the pool for longer than the chain says."""
     async with Recorder().running(edge) as old:
         await once(edge.port, "GET")
         async with Recorder().running(edge) as new:
@@ -460,7 +474,7 @@ async def test_pool_leaves_a_slot_in_time(edge: Edge) -> None:
                 if sum(map(len, old.methods.values())) > before:
                     last = time.monotonic()
                 await asyncio.sleep(0.1)
-    assert last - swapped < timeouts.chain(10)["pool_exit"]
+    assert 0 < last - swapped < timeouts.chain(10)["pool_exit"]
     assert new.methods
 
 
