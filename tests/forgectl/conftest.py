@@ -163,6 +163,7 @@ def layout(tmp_path: Path) -> Layout:
         folder.mkdir(parents=True)
     (layout.inputs / "gunicorn.conf.py").write_text("workers = 2\n")
     (layout.inputs / "slot.conf").write_text("[Service]\nType=notify\n")
+    (layout.inputs / "forge_worker.py").write_text("class Worker: ...\n")
     layout.description.write_text(describe())
     return layout
 

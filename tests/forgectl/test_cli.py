@@ -27,6 +27,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         [],
         ["release"],
+        ["rollback"],
+        ["recycle"],
+        ["stage"],
+        ["watch"],
+        ["recover"],
+        ["prune"],
+        ["history"],
         ["boot"],
         ["status"],
         ["logs"],
@@ -44,7 +51,17 @@ def test_every_command_explains_itself(command: list[str]) -> None:
 
 def test_help_lists_the_exit_codes() -> None:
     text = run("--help").stdout
-    for name in ("DONE", "UNEXPECTED", "USAGE", "REFUSED", "CANDIDATE_FAILED", "LOCKED", "SECRETS", "INTERRUPTED"):
+    for name in (
+        "DONE",
+        "UNEXPECTED",
+        "USAGE",
+        "REFUSED",
+        "CANDIDATE_FAILED",
+        "LOCKED",
+        "SECRETS",
+        "ROLLED_BACK",
+        "INTERRUPTED",
+    ):
         assert re.search(rf"^ +{getattr(errors, name)}  ", text, re.MULTILINE), name
 
 

@@ -1,216 +1,48 @@
-"""release.py: staging, names, pruning. What needs systemd is tested on a host."""
+"""release.py, migration.py and report.py as far as they need no systemd: plans, and what a rollback may cross."""
 
-import io
-import os
-import pwd
-import shutil
-import signal
-import sys
-import tarfile
-from collections.abc import Callable
+import json
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
-from conftest import describe, no_room
-from forgectl import config, release, state, venv
+from conftest import describe
+from forgectl import config, cutover, migration, release, report, state
 from forgectl.errors import Refused
 from forgectl.layout import Layout
+from forgectl.report import Candidate
+from forgectl.staging import Record
 from forgectl.state import Entry, Operation, Slotted, State
 
-PARTS_OF_A_VENV = {"bin", "lib", ".complete", "pyvenv.cfg", "lock.txt"}
-GROUP = pwd.getpwuid(os.getuid()).pw_gid
+REVISION = """
+revision = "{id}"
+down_revision = {down!r}
+backward_compatible: bool = {compatible}
+"""
 
 
-def archive(path: Path, members: dict[str, str | bytes], links: dict[str, str] | None = None) -> Path:
-    # Ansible uploads a plain one, a person may have compressed it.
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
-        for name, content in members.items():
-            data = content.encode() if isinstance(content, str) else content
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            member.mode = 0o755 if name.endswith(".sh") else 0o644
-            tar.addfile(member, io.BytesIO(data))
-        for name, target in (links or {}).items():
-            member = tarfile.TarInfo(name)
-            member.type = tarfile.SYMTYPE
-            member.linkname = target
-            tar.addfile(member)
-    return path
+def plan(layout: Layout, **changes: Any) -> release.Result:
+    options: dict[str, Any] = {"archive": None, "source_digest": "s" * 64, "breaking": False} | changes
+    app = config.load(layout.description)
+    return release.release(layout, app, dry_run=True, say=lambda _text: None, **options)
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return archive(
-        tmp_path / "source.tar",
-        {"requirements.txt": "x==1\n", "src/inbox/main.py": "app = 1\n", "run.sh": "#!/bin/sh\n"},
-        {"src/link.py": "inbox/main.py"},
-    )
-
-
-def app(layout: Layout) -> config.App:
-    return config.load(layout.description)
-
-
-def stage(layout: Layout, path: Path, digest: str = "d" * 64, source_digest: str = "s" * 64) -> release.Record:
-    return release.stage(layout, app(layout), digest, source_digest, path, None, GROUP)
-
-
-def test_a_staged_release_is_whole_and_read_only(layout: Layout, source: Path) -> None:
-    record = stage(layout, source)
-    folder = layout.releases / record.id
-    assert record.id.endswith("-" + "d" * 12)
-    assert (folder / "settings.toml").read_bytes() == layout.description.read_bytes()
-    assert (folder / "slot.conf").read_bytes() == (layout.inputs / "slot.conf").read_bytes()
-    assert (folder / "source/src/link.py").read_text() == "app = 1\n"
-    assert (folder / "venv").readlink().name == venv.name(b"x==1\n") == record.venv
-    assert list((folder / "source/src/inbox/__pycache__").glob("main.*.pyc"))
-    for path in folder.rglob("*"):
-        if not path.is_symlink():
-            assert path.stat().st_mode & 0o227 == 0, path  # nobody writes, others do not even read
-            assert path.stat().st_gid == GROUP
-    assert (folder / "source/run.sh").stat().st_mode & 0o110 == 0o110
-    assert [each.id for each in release.records(layout)] == [record.id]
-    assert not list(layout.releases.glob(".*"))
-
-
-def test_new_settings_take_the_source_of_an_older_release(layout: Layout, source: Path) -> None:
-    first = stage(layout, source)
-    layout.description.write_text(describe().replace("count = 2", "count = 3"))
-    second = release.stage(layout, app(layout), "e" * 64, "s" * 64, None, first, GROUP)
-    assert (layout.releases / second.id / "source/src/inbox/main.py").read_text() == "app = 1\n"
-    assert "count = 3" in (layout.releases / second.id / "settings.toml").read_text()
-
-
-@pytest.mark.parametrize(
-    ("members", "links", "expected"),
-    [
-        ({"../out": "x"}, {}, "names inside the source"),
-        ({"/etc/out": "x"}, {}, "names inside the source"),
-        ({}, {"out": "/etc/passwd"}, "links inside the source"),
-        ({}, {"a/out": "../../x"}, "links inside the source"),
-        ({"src/x": "x"}, {}, "expected the lock requirements.txt"),
-    ],
-)
-def test_an_archive_that_is_unsafe_is_refused(
-    layout: Layout, tmp_path: Path, members: dict[str, str | bytes], links: dict[str, str], expected: str
-) -> None:
-    with pytest.raises(Refused, match=expected):
-        stage(layout, archive(tmp_path / "bad.tar", members, links))
-    assert not list(layout.releases.iterdir())
-
-
-def test_nothing_is_written_through_a_link(layout: Layout, tmp_path: Path) -> None:
-    path = tmp_path / "bad.tar"
-    with tarfile.open(path, "w:gz") as tar:
-        for name, target in (("a", "b"), ("a/c", None)):
-            member = tarfile.TarInfo(name)
-            if target:
-                member.type, member.linkname = tarfile.SYMTYPE, target
-            tar.addfile(member)
-    with pytest.raises(Refused, match="names inside the source"):
-        stage(layout, path)
-
-
-def test_devices_and_rubbish_are_refused(layout: Layout, tmp_path: Path) -> None:
-    path = tmp_path / "bad.tar"
-    with tarfile.open(path, "w:gz") as tar:
-        member = tarfile.TarInfo("device")
-        member.type = tarfile.CHRTYPE
-        tar.addfile(member)
-    with pytest.raises(Refused, match="files, folders and links"):
-        stage(layout, path)
-    path.write_bytes(b"no tar at all" * 100)
-    with pytest.raises(Refused, match=r"expected a tar or tar\.gz archive"):
-        stage(layout, path)
-    assert not list(layout.releases.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"), [("bad.tar", "cut"), ("bad.tar.gz", "cut"), ("bad.tar.gz", "flipped"), ("bad.tar.gz", "sum")]
-)
-def test_a_damaged_upload_is_refused(layout: Layout, tmp_path: Path, name: str, damage: str) -> None:
-    path = archive(tmp_path / name, {"requirements.txt": "x==1\n", "noise": os.urandom(50_000)})
-    data = bytearray(path.read_bytes())
-    if damage == "cut":
-        del data[len(data) // 2 :]
-    elif damage == "flipped":
-        data[len(data) // 2 : len(data) // 2 + 64] = b"\xff" * 64
-    else:
-        data[-8] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(Refused, match=r"expected a tar or tar\.gz archive in .*; upload it again"):
-        stage(layout, path)
-    assert not list(layout.releases.iterdir())
-
-
-@pytest.mark.parametrize("from_donor", [False, True])
-def test_a_full_disk_is_said_and_leaves_nothing(layout: Layout, source: Path, from_donor: bool) -> None:
-    donor = stage(layout, source) if from_donor else None
-    before = sorted(layout.releases.iterdir())
-    with no_room(8), pytest.raises(Refused, match="make room") as caught:
-        release.stage(layout, app(layout), "e" * 64, "s" * 64, None if donor else source, donor, GROUP)
-    assert str(caught.value).startswith(f"expected to write {layout.releases}/.")
-    assert sorted(layout.releases.iterdir()) == before
-
-
-def killed_at(step: int, work: Callable[[], object]) -> bool:
-    """Do some work in a process that is killed before its `step`-th change of the file system; false if it ended."""
-    steps = 0
-
-    def count(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal steps
-        writes = event == "open" and isinstance(flags := arguments[2], int) and flags & (os.O_WRONLY | os.O_RDWR)
-        if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.chown"):
-            steps += 1
-            if steps > step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    child = os.fork()
-    if not child:
-        sys.addaudithook(count)
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
-def test_killed_at_any_step_of_staging(layout: Layout, source: Path) -> None:
-    """A release is whole or not there, and the next attempt succeeds."""
-    step = 0
-    while killed_at(step, lambda: stage(layout, source)):
-        step += 1
-        for record in release.records(layout):
-            folder = layout.releases / record.id
-            assert (folder / "source/src/inbox/main.py").read_text() == "app = 1\n"
-            assert {path.stat().st_mode & 0o227 for path in folder.rglob("*") if not path.is_symlink()} == {0}
-        layout.releases.rename(layout.root / f"after-{step}")
-        layout.releases.mkdir()
-    assert step > 20
-    assert len(release.records(layout)) == 1
-
-
-def test_killed_at_any_step_of_pruning(layout: Layout) -> None:
-    """What is half removed no longer counts as a release or as an environment."""
-    step = 0
-    while True:
-        for number in range(4):
-            make_release(layout, number)
-        killed = killed_at(step, lambda: release.prune(layout, app(layout), State()))
-        left = release.records(layout)
-        assert len(left) >= 2
-        for record in left:
-            assert sorted(path.name for path in (layout.releases / record.id).iterdir()) == ["release.json", "source"]
-        for path in layout.venvs.iterdir():
-            assert not venv.is_complete(layout, path.name) or {each.name for each in path.iterdir()} == PARTS_OF_A_VENV
-        if not killed:
-            break
-        step += 1
-        for path in (*layout.releases.iterdir(), *layout.venvs.iterdir()):
-            shutil.rmtree(path)
-    assert step > 10
-    assert len(left) == len(list(layout.venvs.iterdir())) == 2
+def staged(layout: Layout, number: int, revisions: str = "") -> Record:
+    """A release whose Alembic revisions are the letters of `revisions`; a capital one is marked as compatible."""
+    name = f"20260101-00000{number}-{'a' * 12}"
+    versions = layout.releases / name / "source/migrations/versions"
+    versions.mkdir(parents=True)
+    (versions.parents[1] / "alembic.ini").write_text("[alembic]\nscript_location = migrations\n")
+    below = None
+    for letter in revisions:
+        text = REVISION.format(id=letter.lower(), down=below, compatible=letter.isupper())
+        (versions / f"{letter.lower()}.py").write_text(text)
+        below = letter.lower()
+    record = Record(name, f"d{number}", f"s{number}", "venv", "now", "me", [below] if below else [])
+    (layout.releases / name / "release.json").write_bytes(msgspec.json.encode(record))
+    (layout.releases / name / "settings.toml").write_text(describe())
+    return record
 
 
 @pytest.mark.parametrize(
@@ -225,103 +57,120 @@ def test_the_slot_with_the_traffic_is_never_the_next_one(
         layout.live.symlink_to(f"{live_sock}.sock")
     if live:
         state.save(layout, State(live=Slotted("R1", live, "now")))
-    result = release.release(
-        layout, app(layout), archive=None, source_digest="s" * 64, dry_run=True, say=lambda _text: None
-    )
+    result = plan(layout)
     assert result.slot == expected
-    assert any(line.startswith(f"start slot {expected}") for line in result.plan)
-    assert any(line.startswith("drain") for line in result.plan) == bool(live_sock or live)
-
-
-def test_a_file_with_two_names_is_not_sealed(tmp_path: Path) -> None:
-    (tmp_path / "tree").mkdir()
-    (tmp_path / "outside").write_text("x")
-    os.link(tmp_path / "outside", tmp_path / "tree/inside")
-    with pytest.raises(Exception, match="expected one link"):
-        venv.seal(tmp_path / "tree", GROUP)
-
-
-def test_every_input_changes_the_digest(layout: Layout) -> None:
-    seen = {release.digest_of(layout, "s" * 64), release.digest_of(layout, "t" * 64)}
-    for path in (layout.description, layout.inputs / "slot.conf", layout.inputs / "gunicorn.conf.py"):
-        path.write_text(path.read_text() + "# changed\n")
-        seen.add(release.digest_of(layout, "s" * 64))
-    assert len(seen) == 5
+    assert result.plan[-1].startswith(f"start slot {expected}")
+    assert ("drain" in result.plan[-1]) == bool(live_sock or live)
 
 
 def test_a_dry_run_answers_before_any_upload(layout: Layout) -> None:
-    result = release.release(
-        layout, app(layout), archive=None, source_digest="s" * 64, dry_run=True, say=lambda _text: None
-    )
+    result = plan(layout)
     assert (result.changed, result.upload_needed, result.slot) == (True, True, "blue")
-    assert "stage a new source" in result.plan
+    assert result.plan[0].startswith("stage a new source")
     assert not list(layout.releases.iterdir())
 
 
-def test_an_archive_with_another_digest_is_refused(layout: Layout, source: Path) -> None:
+def test_an_archive_with_another_digest_is_refused(layout: Layout, tmp_path: Path) -> None:
+    source = tmp_path / "source.tar"
+    source.touch()
     with pytest.raises(Refused, match="expected an archive with digest"):
-        release.release(
-            layout, app(layout), archive=source, source_digest="0" * 64, dry_run=True, say=lambda _text: None
-        )
+        plan(layout, archive=source, source_digest="0" * 64)
 
 
-def make_release(layout: Layout, number: int) -> str:
-    """A release folder with an environment of its own."""
-    name = f"20260101-00000{number}-{'a' * 12}"
-    (layout.releases / name / "source").mkdir(parents=True)
-    record = release.Record(name, "d", "s", f"venv{number}", "now", "me")
-    (layout.releases / name / "release.json").write_bytes(msgspec.json.encode(record))
-    (layout.venvs / f"venv{number}").mkdir()
-    for part in PARTS_OF_A_VENV:
-        (layout.venvs / f"venv{number}" / part).touch()
-    return name
+@pytest.mark.parametrize(
+    ("older", "between", "newer", "why"),
+    [
+        ("a", "", "a", ""),
+        ("a", "", "aB", ""),
+        ("a", "", "ab", "b.py is not marked"),
+        # What each mark speaks of is the release before it, and that is not the target.
+        ("a", "aB", "aBC", "in between"),
+        # Both came with one release.
+        ("a", "a", "aBC", ""),
+        ("a", "", "", "only in the older"),
+    ],
+)
+def test_a_rollback_crosses_only_what_is_known_to_be_safe(
+    layout: Layout, older: str, between: str, newer: str, why: str
+) -> None:
+    target = staged(layout, 1, older)
+    if between:
+        staged(layout, 2, between)
+    live = staged(layout, 3, newer)
+    if not why:
+        assert migration.check_rollback(layout, live, target, breaking=False) == list(newer.lower()[1:])
+        return
+    with pytest.raises(Refused, match=why) as caught:
+        migration.check_rollback(layout, live, target, breaking=False)
+    if why != "only in the older":
+        assert f"--to {target.id} --breaking" in str(caught.value)
+        migration.check_rollback(layout, live, target, breaking=True)
 
 
-def test_pruning_keeps_the_newest_the_live_the_previous_and_the_slots(layout: Layout) -> None:
-    names = [make_release(layout, number) for number in range(7)]
-    (layout.slots / "blue").symlink_to(f"../releases/{names[2]}")
-    present = State(live=Slotted(names[0], "green", "now"), previous=Slotted(names[1], "blue", "now"))
-    release.prune(layout, app(layout), present)
-    kept = [0, 1, 2, 5, 6]  # keep_releases = 2
-    assert [path.name for path in sorted(layout.releases.iterdir())] == [names[number] for number in kept]
-    assert sorted(path.name for path in layout.venvs.iterdir()) == [f"venv{number}" for number in kept]
-
-
-def test_the_state_survives_a_write_that_is_cut_short(layout: Layout) -> None:
-    present = State(
-        live=Slotted("R1", "blue", "now"),
-        operation=Operation("starting", "R2", "green", "blue", "now"),
-        starts=[1.5],
-        history=[Entry("R1", "now", "me", "live", {"start": 1.0})],
-    )
+def test_a_rollback_goes_to_the_newest_older_release_that_was_live(layout: Layout) -> None:
+    records = [staged(layout, number) for number in range(5)]
+    present = State(live=Slotted(records[3].id, "blue", "now"))
+    outcomes: dict[int, state.Outcome] = {0: "live", 1: "live", 2: "failed", 3: "live", 4: "rolled back"}
+    for number, outcome in outcomes.items():
+        present.record(Entry(records[number].id, "now", "me", outcome, {}))
+    assert cutover.rollback_target(layout, present) == records[1]
+    present.live = Slotted(records[0].id, "blue", "now")
+    assert cutover.rollback_target(layout, present) is None
     state.save(layout, present)
-    (layout.state_dir / ".state.json.new").write_text('{"live": ')
-    assert state.load(layout) == present
-    with no_room(), pytest.raises(OSError, match=r"state\.json"):
-        state.save(layout, State())
-    assert state.load(layout) == present
+    app = config.load(layout.description)
+    with pytest.raises(Refused, match="name one with --to"):
+        release.rollback(layout, app, to=None, breaking=False, dry_run=True, say=print)
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o277])
-def test_the_state_is_roots_whatever_the_umask(layout: Layout, umask: int) -> None:
-    before = os.umask(umask)
-    try:
-        state.save(layout, State())
-    finally:
-        os.umask(before)
-    assert (layout.state_dir / "state.json").stat().st_mode & 0o777 == 0o600
+def test_another_release_has_to_wait_for_the_verdict(layout: Layout) -> None:
+    old = Slotted("R1", "blue", "now")
+    operation = Operation("watching", "R2", "green", old, "now", until=datetime.now(UTC).timestamp() + 7, by="me")
+    with pytest.raises(Exception, match=r"release of R2 by me, watched for [67] s more") as caught:
+        cutover.settle(layout, config.load(layout.description), State(operation=operation), print)
+    assert getattr(caught.value, "exit_code", None) == 5
 
 
-def test_a_damaged_state_is_refused(layout: Layout) -> None:
-    (layout.state_dir / "state.json").write_text("{}x")
-    with pytest.raises(Refused, match="expected the state of inbox"):
-        state.load(layout)
+def test_a_plan_names_what_would_change_and_no_value_of_a_setting(tmp_path: Path) -> None:
+    old, new = (
+        Candidate(tmp_path / name, tmp_path / f"{name}.toml", tmp_path / f"{name}.d") for name in ("old", "new")
+    )
+    for folder in (old.source, new.source, old.inputs, new.inputs):
+        folder.mkdir()
+    (old.source / "requirements.txt").write_text("a==1 \\\n  --hash=x\nb==1\n")
+    (new.source / "requirements.txt").write_text("a==2 \\\n  --hash=y\nc==1\n")
+    (old.source / "gone.py").touch()
+    for number in range(10):
+        (new.source / f"new{number}.py").touch()
+    (new.inputs / "slot.conf").touch()
+    (new.inputs / "slot.conf").write_text("x")
+    old.settings.write_text(describe())
+    new.settings.write_text(describe().replace("count = 2", "count = 3").replace('"production"', '"staging"'))
+    assert report.differences(old, new) == [
+        "added: new0.py, new1.py, new2.py, new3.py, new4.py, new5.py, new6.py, new7.py and 2 more",
+        "removed: gone.py",
+        "changed: requirements.txt",
+        "dependency a: 1 -> 2",
+        "dependency b: 1 -> -",
+        "dependency c: - -> 1",
+        "setting settings.FORGE_ENVIRONMENT changed",
+        "setting workers.count: 2 -> 3",
+        "changed: slot.conf",
+    ]
+    assert report.differences(old, old) == ["no difference"]
 
 
-def test_the_history_is_bounded() -> None:
-    present = State()
-    for number in range(60):
-        present.record(Entry(f"R{number}", "now", "me", "live", {}))
-        present.measured(number)
-    assert (len(present.history), present.history[-1].release) == (50, "R59")
-    assert present.starts == [55, 56, 57, 58, 59]
+def test_the_report_counts_requests_by_release_since_the_beginning(tmp_path: Path) -> None:
+    log = tmp_path / "inbox.json"
+    lines = [
+        ("2026-01-01T00:00:00+00:00", "R1"),
+        ("2026-01-01T02:00:05+01:00", "R1"),
+        ("2026-01-01T01:00:06+00:00", "R2"),
+    ]
+    log.with_name("inbox.json.1").write_text(
+        "".join(json.dumps({"timestamp": t, "release": r}) + "\n" for t, r in lines)
+    )
+    log.write_text('{"timestamp":"2026-01-01T01:00:07+00:00","release":""}\n{"cut off')
+    found = report.served(log, datetime(2026, 1, 1, 1, 0, 5, 900_000, UTC))
+    assert found == {"R1": 1, "R2": 1, "-": 1}
+    assert report.requests_line(found) == ["requests answered meanwhile: 1 by Nginx itself, 1 by R1, 1 by R2"]
+    assert report.served(tmp_path / "none.json", datetime.now(UTC)) == {}

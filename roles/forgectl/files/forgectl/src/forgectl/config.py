@@ -26,10 +26,11 @@ class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     stop: Seconds
     heartbeat: Seconds
     proxy_idle: Seconds
-    pool_exit: Seconds
     app_keepalive: Seconds
     connect: Seconds
     start: Seconds
+    # Releases that were staged before there was a pool do not say it.
+    pool_exit: Seconds = 5
 
 
 class Workers(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

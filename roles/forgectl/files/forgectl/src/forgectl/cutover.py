@@ -104,10 +104,12 @@ class Cutover:
                 slots.ensure_socket_folder(layout)
                 slots.stop(layout, operation.slot)
                 slots.prepare(layout, operation.slot, release)
-                slots.start(layout, operation.slot, weight=slots.STARTING_WEIGHT)
+                systemd.set_weight(layout.service(operation.slot), slots.STARTING_WEIGHT)
+                slots.start(layout, operation.slot)
                 limit = slots.deadline(self._app, present.starts)
                 present.measured(slots.wait_ready(layout, self._app, operation.slot, limit))
             with self.phases("swap"):
+                systemd.set_weight(layout.service(operation.slot), slots.SERVING_WEIGHT)
                 slots.swap(layout, operation.slot)
         except BaseException as error:
             self._abort(error)
@@ -136,7 +138,7 @@ class Cutover:
         )
 
     def _record_failure(self, release: str, error: BaseException) -> None:
-        reason = _words(error).splitlines()[0]
+        reason = _words(error)
         self._state.record(
             Entry(release, now(), person(), "failed", self.phases.seconds, reason, self._action, self.began)
         )
@@ -262,7 +264,10 @@ def await_verdict(layout: Layout, began: str, limit: float) -> Entry:
 def verdict_error(entry: Entry, live: Slotted | None) -> RolledBack:
     """What to tell the person whose release was rolled back."""
     name = live.release if live else "the old release"
-    return RolledBack(f"{entry.release} was rolled back and {name} serves: {entry.reason}; mend it and release again")
+    return RolledBack(
+        f"{entry.release} was rolled back, and {name} serves: {entry.reason}; see what it said (forgectl logs), mend "
+        "it and release again"
+    )
 
 
 def follow(layout: Layout, app: App, say: Say) -> None:
@@ -444,9 +449,7 @@ def _observe(layout: Layout, app: App, operation: Operation) -> tuple[Outcome, s
         if failures >= FAILURES:
             others = slots.trouble(layout, app, old.slot)
             if not others:
-                lines = systemd.journal(layout.service(operation.slot), time.time() - app.watch_seconds, 5)
-                found += f", and {old.release} was ready"
-                return "rolled back", found + (f". Last log lines:\n{lines}" if lines else "")
+                return "rolled back", f"{found}, and {old.release} was ready"
             if over:
                 return "live", f"{found}, but {old.release} was no better: {others}"
         elif over and not failures:
@@ -496,6 +499,8 @@ def _under_way(present: State) -> Operation:
 def _words(error: BaseException) -> str:
     """What went wrong, for the operator."""
     match error:
+        case CandidateFailed():
+            return error.summary
         case ForgeError():
             return str(error)
         case OSError():

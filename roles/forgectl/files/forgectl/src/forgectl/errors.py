@@ -38,9 +38,18 @@ class Refused(ForgeError):
 
 
 class CandidateFailed(ForgeError):
-    """The new release failed; whatever served before still serves."""
+    """The new release failed; whatever served before still serves.
+
+    Attributes:
+        summary: the message without the log lines.
+    """
 
     exit_code = CANDIDATE_FAILED
+
+    def __init__(self, summary: str, log: str | None = None) -> None:
+        said = "" if log is None else f". Its last log lines:\n{log or '(it said nothing)'}"
+        super().__init__(summary + said)
+        self.summary = summary
 
 
 class RolledBack(ForgeError):

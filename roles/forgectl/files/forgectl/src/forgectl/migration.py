@@ -116,10 +116,8 @@ def _run_unit(
     except ForgeError:
         lines = systemd.journal(unit, began)
         systemd.stop(unit)
-        raise CandidateFailed(
-            f"the migration {unit} failed; {_repair(revisions, connection)}. Its last log lines:\n"
-            f"{lines or '(it said nothing)'}"
-        ) from None
+        summary = f"the migration {unit} failed; {_repair(revisions, connection)}"
+        raise CandidateFailed(summary, lines) from None
 
 
 def _repair(revisions: Sequence[Revision] | None, connection: object) -> str:

@@ -113,6 +113,9 @@ def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_ru
         raise Refused(f"expected {app.name} to have a live release; found none; release one first")
     operation = present.operation
     warm = operation.old if operation and operation.phase == "watching" else None
+    if warm and warm.release == live.id:
+        # A slot that is being recycled is no older release.
+        warm = None
     target = _target(layout, known, present, to or (warm.release if warm else None))
     if target.id == live.id and _serves(layout, present):
         return _unchanged(app, "rollback", present)

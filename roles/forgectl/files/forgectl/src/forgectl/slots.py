@@ -58,9 +58,8 @@ def prepare(layout: Layout, slot: str, release: str) -> None:
         systemd.daemon_reload()
 
 
-def start(layout: Layout, slot: str, *, weight: int = SERVING_WEIGHT) -> None:
+def start(layout: Layout, slot: str) -> None:
     """Open a slot's listener and ask for its service."""
-    systemd.set_weight(layout.service(slot), weight)
     systemd.start(layout.socket_unit(slot))
     systemd.start(layout.service(slot), block=False)
 
@@ -113,14 +112,12 @@ def wait_ready(layout: Layout, app: App, slot: str, limit: float) -> float:
         time.sleep(POLL_SECONDS)
     lines = systemd.journal(layout.service(slot), wall)
     raise CandidateFailed(
-        f"expected {app.ready_path} of {layout.service(slot)} to answer 200 within {limit:.0f} s; found: {found}. "
-        f"Its last log lines:\n{lines or '(it said nothing)'}"
+        f"expected {app.ready_path} of {layout.service(slot)} to answer 200 within {limit:.0f} s; found: {found}", lines
     )
 
 
 def swap(layout: Layout, slot: str) -> None:
     """Send all new connections to a slot: one atomic rename, and Nginx is none the wiser."""
-    systemd.set_weight(layout.service(slot), SERVING_WEIGHT)
     replace_symlink(layout.live, f"{slot}.sock")
 
 

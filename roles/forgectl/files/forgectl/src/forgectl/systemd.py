@@ -11,6 +11,8 @@ from pathlib import Path
 from forgectl.errors import ForgeError
 
 WAIT_SECONDS = 0.2
+# Of a long log line, as one with a traceback is, the characters at its start and its end say most.
+LINE_START, LINE_END = 200, 500
 UNIT_PROPERTIES = ("ActiveState", "SubState", "Result", "NRestarts", "Job", "ExecMainStatus")
 
 
@@ -101,12 +103,15 @@ def active_units(pattern: str) -> list[str]:
 
 
 def journal(unit: str, since: float, lines: int = 30) -> str:
-    """What a unit's own processes said since a Unix time: its last lines."""
+    """What a unit's own processes said since a Unix time: its last lines, each without the middle of a long one."""
     subprocess.run(["journalctl", "--sync"], capture_output=True, check=False)
     output = run(
         "journalctl", f"_SYSTEMD_UNIT={unit}", f"--since=@{since:.6f}", f"--lines={lines}", "--output=cat", "--no-pager"
     )
-    return output.decode(errors="replace").strip()
+    return "\n".join(
+        line if len(line) <= LINE_START + LINE_END else f"{line[:LINE_START]} ... {line[-LINE_END:]}"
+        for line in output.decode(errors="replace").strip().splitlines()
+    )
 
 
 def decrypt(path: Path, name: str) -> str:
