@@ -313,6 +313,8 @@ def settle(layout: Layout, app: App, present: State, say: Say) -> None:
             f"{max(0.0, operation.until - time.time()):.0f} s more); wait, or call `forgectl rollback {layout.name}`"
         )
     say("waiting until the last cutover has drained")
+    # Or it might stop, a little later, what starts in that slot next.
+    systemd.stop(layout.watch_unit())
     finish(layout, app, present, _drain(layout, app, operation, present), say)
 
 

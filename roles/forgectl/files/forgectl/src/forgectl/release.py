@@ -127,6 +127,11 @@ def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_ru
         previous=live.id,
         slot=slots.other(cutover.occupied(layout, present)),
     )
+    if present.maintenance and not breaking:
+        raise Refused(
+            f"expected the schema that {live.id} was written for; found another ({present.maintenance}); release code "
+            f"that fits it, or go back in spite of it: forgectl rollback {app.name} --to {target.id} --breaking"
+        )
     crossed = migration.check_rollback(layout, live, target, breaking=breaking)
     staging.check_intact(layout, target)
     its_app = config.load(layout.releases / target.id / "settings.toml")
