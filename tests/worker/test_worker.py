@@ -130,6 +130,7 @@ class Edge:
 
     folder: Path
     port: int
+    nginx: list[str]
 
     @property
     def live(self) -> Path:
@@ -141,6 +142,11 @@ class Edge:
         new = self.live.with_suffix(".new")
         new.symlink_to(target)
         new.replace(self.live)
+
+    def processes(self) -> set[str]:
+        """Nginx's workers."""
+        master = (self.folder / "nginx.pid").read_text().strip()
+        return set(Path(f"/proc/{master}/task/{master}/children").read_text().split())
 
     def log(self) -> list[dict[str, Any]]:
         """The access log."""
@@ -170,6 +176,7 @@ def edge(tmp_path: Path) -> Iterator[Edge]:
         "__nginx_http2_directive": False,
         "__nginx_stream_idle": 60,
         "__nginx_retry_after": 7,
+        "__nginx_leaving": tmp_path / "leaving",
         "__nginx_utf8": ".*",
     }
     for template, path in {"nginx.conf": "nginx.conf", "site.conf": "forge/shop.conf"}.items():
@@ -193,10 +200,11 @@ def edge(tmp_path: Path) -> Iterator[Edge]:
         (tmp_path / path).write_text(text)
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     assert nginx, "expected nginx; found none; run scripts/packages check"
-    process = subprocess.Popen([nginx, "-p", tmp_path, "-c", "nginx.conf", "-e", tmp_path / "error.log"])
+    command = [nginx, "-p", str(tmp_path), "-c", "nginx.conf", "-e", f"{tmp_path}/error.log"]
+    process = subprocess.Popen(command)
     try:
         wait_until(lambda: (tmp_path / "nginx.pid").exists() and not process.poll(), "Nginx")
-        yield Edge(tmp_path, port)
+        yield Edge(tmp_path, port, command)
     finally:
         process.terminate()
         process.wait()
@@ -492,3 +500,21 @@ async def test_maintenance_answers_for_the_app(edge: Edge) -> None:
         flag.unlink()
         status, headers, _ = await once(edge.port, "GET")
         assert (status, "retry-after" in headers) == (200, False)
+
+
+async def test_reload_closes_no_connection_that_is_in_use(edge: Edge, slots: Any) -> None:
+    """Every client is told in an answer that its connection ends, and afterwards no answer says so."""
+    slot = slots("one")
+    edge.point(slot.socket)
+    flag = edge.folder / "leaving"
+    reload = [str(ROOT / "roles/nginx/files/forge-nginx-reload"), str(flag), "1", str(edge.port), *edge.nginx, "-s", "reload"]
+    before = edge.processes()
+    async with Load(edge.port).running() as load:
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(subprocess.run, reload, check=True)
+        await asyncio.sleep(0.3)
+    assert load.got == {"ok": load.got["ok"]}
+    assert not before & edge.processes()
+    assert not flag.exists()
+    _, headers, _ = await once(edge.port, "GET")
+    assert headers["connection"] == "keep-alive"
