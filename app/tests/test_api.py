@@ -196,26 +196,32 @@ async def test_a_stream_goes_on_where_a_page_of_one_type_ended(
 
 
 async def test_a_page_of_a_rare_type_reads_nothing_else(settings: Settings, cluster: Cluster, database: str) -> None:
-    """One query over many events of another type, and what it read, as PostgreSQL counted it."""
+    """And one of a frequent type ends early: what three pages read of many events, as PostgreSQL counted it."""
     async with cluster.connect(database) as admin:
         await admin.execute(
-            "INSERT INTO event (idempotency_key, fingerprint, type, payload, size) "
-            "SELECT i, '', CASE i % 5000 WHEN 0 THEN 'rare' ELSE 'many' END, '1', 1 FROM generate_series(1, 20000) i"
+            "INSERT INTO event (xid, idempotency_key, fingerprint, type, payload, size) "
+            "SELECT (3 + i / 100)::text::xid8, i, '', CASE i % 5000 WHEN 0 THEN 'rare' ELSE 'many' END, '1', 1 "
+            "FROM generate_series(1, 20000) AS i"
         )
         await admin.execute("ANALYZE event")
     read = text("SELECT pg_stat_get_xact_tuples_returned(to_regclass(:name))")
     opened = Database(settings)
     async with opened.connection() as connection:
         in_transaction = await connection.execution_options(isolation_level="REPEATABLE READ")
-        page = await events.read_after(in_transaction, START, 100, "rare")
-        counts = [
+        rare = await events.read_after(in_transaction, START, 100, "rare")
+        place = rare.events[-2].position
+        rest = await events.read_after(in_transaction, place, 100, "rare")
+        many = await events.read_after(in_transaction, place, 3, "many")
+        table, by_place, by_type = [
             (await in_transaction.execute(read, {"name": name})).scalar_one()
             for name in ("event", "event_xid_id_idx", "event_type_xid_id_idx")
         ]
         await in_transaction.rollback()
     await opened.close()
-    assert len(page.events) == 4
-    assert counts == [0, 0, 4]
+    pages = [[placed.event.id for placed in page.events] for page in (rare, rest, many)]
+    assert pages == [[5000, 10000, 15000, 20000], [20000], [15001, 15002, 15003]]
+    assert (table, by_type) == (0, 4 + 1)
+    assert by_place < 20
 
 
 async def test_a_page_is_bounded_in_bytes(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,20 @@
 """Migrations as another role, without the application's secrets, and in step with its code."""
 
 import asyncio
+import io
 import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import asyncpg
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from cluster import Cluster
 from conftest import APP, migrate, provision
@@ -86,8 +94,9 @@ def test_the_index_by_type_is_built_while_events_are_written(cluster: Cluster) -
             with ThreadPoolExecutor() as threads:
                 done = threads.submit(migrate, cluster, "busy")
                 try:
-                    while await second.fetchval(VALID) is None:  # noqa: ASYNC110 - another process makes it
-                        await asyncio.sleep(0.05)
+                    async with asyncio.timeout(20):
+                        while await second.fetchval(VALID) is None:  # noqa: ASYNC110 - another process makes it
+                            await asyncio.sleep(0.05)
                     await second.execute("SET statement_timeout = '2s'")
                     await second.execute(INSERT.format("k2", "'t'"))
                     await asyncio.sleep(5.5)
@@ -139,7 +148,58 @@ def test_what_was_not_transactional_is_kept_when_a_later_migration_fails(cluster
     assert cluster.admin("SELECT to_regclass('later') IS NULL", database="in_part")
 
 
+def unpack_previous(folder: Path, migration: Path) -> str:
+    """Put the release before a migration into `folder`, so that its tests run on the schema of now; return the problem.
+
+    That is the commit before the one that added the migration, or the last one while it is not committed.
+    """
+
+    def git(*arguments: str) -> bytes:
+        return subprocess.run(["git", *arguments], cwd=APP, capture_output=True, check=True).stdout  # noqa: S607
+
+    try:
+        added = git("log", "--diff-filter=A", "--format=%H^", "--", str(migration)).decode().split()
+        with tarfile.open(fileobj=io.BytesIO(git("archive", *(added[:1] or ["HEAD"]), "."))) as archive:
+            archive.extractall(folder, filter="data")
+    except (OSError, subprocess.CalledProcessError) as error:
+        return (
+            f"expected the git history, to take the release before {migration.name} from; found: "
+            f"{getattr(error, 'stderr', None) or error!r}; do git fetch --unshallow (in CI: fetch-depth: 0)"
+        )
+    # As on a host: the migrations of the new release run with its own code.
+    (folder / "alembic.ini").write_text((APP / "alembic.ini").read_text().replace("%(here)s", str(APP)))
+    return ""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def previous_release(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], str]]:
+    """Run the previous release's tests beside those of this file; give what waits for them and returns what failed."""
+    newest = ScriptDirectory.from_config(Config(APP / "alembic.ini")).get_revision("head")
+    wanted = any(item.name == test_the_previous_release_works_on_this_schema.__name__ for item in request.session.items)
+    if not (wanted and newest.module.backward_compatible):
+        yield str
+        return
+    folder = tmp_path_factory.mktemp("previous")
+    if problem := unpack_previous(folder, Path(newest.path)):
+        yield lambda: problem
+        return
+    tests = [f"tests/test_{name}.py" for name in ("api", "streams", "database")]
+    with (folder / "out").open("w") as out:
+        process = subprocess.Popen([sys.executable, "-m", "pytest", "-q", *tests], cwd=folder, stdout=out, stderr=out)
+    yield lambda: "" if process.wait(120) == 0 else (folder / "out").read_text()
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)  # it stops its servers
+        process.wait(30)
+
+
 def test_nothing_runs_migrations_at_start() -> None:
     for source in (APP / "src").rglob("*.py"):
         assert "import alembic" not in source.read_text()
         assert "from alembic" not in source.read_text()
+
+
+def test_the_previous_release_works_on_this_schema(previous_release: Callable[[], str]) -> None:
+    """What `backward_compatible` of the newest migration says; nothing is said when it is False."""
+    assert (failed := previous_release()) == "", failed
