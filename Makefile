@@ -71,6 +71,7 @@ lint-shell: packages
 types: venv app-venv  ## mypy, strict
 	mypy
 	cd app && ../$(APP_VENV)/bin/mypy
+	cd app && ../$(APP_VENV)/bin/mypy ../roles/app/files/forge_worker.py
 
 .PHONY: secrets
 secrets: venv  ## Scan the files under version control for secrets
