@@ -298,6 +298,7 @@ def test_the_timeout_chain_is_one(rendered: Path, name: str, request_timeout: in
     )
     stop, start = int(slot["TimeoutStopSec"][0]), int(slot["TimeoutStartSec"][0])
     assert request_timeout == read == send == app.timeouts.request
+    assert values(tls, "proxy_next_upstream_timeout") == [[f"{request_timeout}s"]]
     assert settings["worker"]["timeout_graceful_shutdown"] == app.timeouts.app_graceful
     assert connect < read < app.timeouts.app_graceful < settings["graceful_timeout"] < stop
     assert read < settings["timeout"] == app.timeouts.heartbeat

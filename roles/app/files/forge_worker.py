@@ -113,6 +113,9 @@ class LingeringServer(Server):
         """
         for server in self.servers:
             server.close()
+        # At once: uvloop closed the descriptor and would close it again later, when it may be an accepted connection's.
+        for listener in sockets or []:
+            listener.close()
         self._leaving = True
         # The ticks that Gunicorn takes for a heartbeat end here: all of its patience is for what follows.
         self._worker.notify()
