@@ -74,13 +74,16 @@ class Forge:
         idle = self.floor()
         with site.load() as load:
             time.sleep(WARM_SECONDS + STEADY_SECONDS)
-            events = [during("deploy", self._deploy), during("rollback, warm", self._rollback)]
+            events = [during("deploy", self._deploy), during("rollback", self._rollback)]
             self.settle()
             events.append(during("deploy", self._deploy))
             self.settle()
-            events.append(during("rollback, cold", lambda: self._play("rollback", "rollback")))
+            events.append(during("rollback", lambda: self._play("rollback", "rollback")))
             self.settle()
             loaded = self.floor()
+        for event in events:
+            if event.name == "rollback":
+                event.name += ", cold" if "start" in event.details["phases"] else ", warm"
         return Cycle(events, load.result, idle, loaded)
 
     def settle(self) -> None:
@@ -113,10 +116,10 @@ class Forge:
         return self._recorded("rollback") | {"command_seconds": round(float(ended) - float(began), 3)}
 
     def _recorded(self, action: str) -> dict[str, Any]:
-        """Return what forgectl has recorded of the newest operation, and when the symlink was swapped."""
-        newest = json.loads(self.host.root(f"forgectl history {APP} --json"))["history"][-1]
-        if newest["action"] != action:
-            raise BenchError(f"Expected: a {action} in the history. Found: {newest}. Do: compare the two.")
+        """Return what forgectl knows of the operation that just ended or is being watched, and when it swapped."""
+        state = json.loads(self.host.root(f"forgectl history {APP} --json"))
+        entries = [*state["history"], *([state["operation"]] if state["operation"] else [])]
+        newest = max((entry for entry in entries if entry["action"] == action), key=lambda entry: str(entry["began"]))
         phases: dict[str, float] = newest["phases"]
         return {
             "phases": {name: round(seconds, 3) for name, seconds in phases.items()},

@@ -45,17 +45,21 @@ def repeat(what: str, times: int, work: Callable[[], Done]) -> list[Done]:
     return found
 
 
-def run(command: list[str], what: str, cwd: Path = ROOT, given: str = "", **variables: str) -> str:
+def run(
+    command: list[str], what: str, cwd: Path = ROOT, stdin: int = subprocess.DEVNULL, timeout: float | None = None
+) -> str:
     """Run a command to its end and return its output; the whole of it is in the folder of the run.
 
     Raises:
         BenchError: it failed.
+        subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was killed.
     """
     result = subprocess.run(
         command,
         cwd=cwd,
-        env=environment() | variables,
-        input=given,
+        env=environment(),
+        stdin=stdin,
+        timeout=timeout,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -175,7 +179,7 @@ def start_vault(distribution: str) -> None:
 
 
 def write_inventory(host: Host, source: Path) -> None:
-    """Write the inventory of this project's host: every setting at its default."""
+    """Write the inventory of this project's host: all settings but one at their defaults."""
     control = json.loads((STATE / "vault" / "control.json").read_text())
     variables = {
         "base_package_index_url": package_index(),
@@ -190,6 +194,8 @@ def write_inventory(host: Host, source: Path) -> None:
                 "source": str(source),
                 "module": "inbox.main:app",
                 "python_path": "src",
+                # Twice the default, so that on a busy machine the old slot is warm yet when the bench rolls back.
+                "watch_seconds": 20,
                 "secrets": {
                     "role_id": control["role_ids"]["inbox"]["app"],
                     "variables": {"FORGE_SIGNING_KEY": "signing_key", "FORGE_DATABASE_PASSWORD": "database_password"},
@@ -222,6 +228,20 @@ def remove() -> None:
     for folder in ("vault", "tls"):
         for path in sorted((STATE / folder).rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
+
+
+def busy(seconds: float = 3) -> float:
+    """Share of this machine's cores that is in use while the bench does nothing."""
+
+    def ticks() -> tuple[int, int]:
+        # proc(5): user, nice, system, idle, iowait ..
+        values = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return sum(values), values[3] + values[4]
+
+    before = ticks()
+    time.sleep(seconds)
+    total, idle = (after - earlier for after, earlier in zip(ticks(), before, strict=True))
+    return 1 - idle / total
 
 
 def cores() -> int:

@@ -83,6 +83,7 @@ def cost(event: Event, result: Result) -> dict[str, Any]:
         "p99_ms": round(p99 * 1000, 2),
         "steady_p99_ms": round(quiet * 1000, 2),
         "p99_ratio": round(p99 / quiet, 2),
+        "to_swap": round(event.details.get("swapped", event.ended) - event.began, 3),
         **event.details,
     }
 

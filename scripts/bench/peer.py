@@ -7,9 +7,11 @@ be part of each `fujin deploy`.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,7 @@ CADDY = """
 }}
 """
 READY_SECONDS = 30
+HUNG_SECONDS = 60
 CADDY_CA = "/var/lib/caddy/.local/share/caddy/pki/authorities/local/root.crt"
 
 
@@ -191,8 +194,19 @@ class Fujin:
         )
 
     def _fujin(self, *arguments: str) -> dict[str, Any]:
-        run([str(PEER_VENV / "bin" / "fujin"), *arguments], f"fujin {arguments[0]}", cwd=self.folder)
-        return {}
+        # As from a terminal at which nobody types: at an input that has ended Fujin polls without a pause.
+        silent, kept_open = os.pipe()
+        try:
+            command = [str(PEER_VENV / "bin" / "fujin"), *arguments]
+            run(command, f"fujin {arguments[0]}", cwd=self.folder, stdin=silent, timeout=HUNG_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Seen in 0.27.1: the command on the host is over, and Fujin goes on waiting for its end.
+            self.host.root("rm -f /opt/fujin/inbox/.install/.deploy_lock")
+            return {"hung": True}
+        finally:
+            os.close(silent)
+            os.close(kept_open)
+        return {"hung": False}
 
     def _write(self, name: str, content: str) -> None:
         (self.folder / name).write_text(content.lstrip("\n"))

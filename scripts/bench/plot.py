@@ -71,7 +71,7 @@ def main() -> None:
     axes.set_ylabel("latency of a request, ms")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper right", ncols=3, frameon=False, markerscale=2, fontsize=9)
+    figure.legend(loc="outside lower right", ncols=3, frameon=False, markerscale=2, fontsize=9)
     figure.savefig(sys.argv[2], transparent=True, dpi=120, metadata={"Date": None, "Creator": None})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
@@ -40,7 +41,8 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"{results['made']}, {machine['cores']} cores ({machine['processor']}) shared by the load generator, "
-            f"Ansible and the hosts; {machine['hosts']}; {versions}. "
+            f"Ansible and the hosts, {machine['busy']:.0%} busy with other work when the run began; {machine['hosts']}; "
+            f"{versions}. "
             f"Medians of {results['repeats']}, with the lowest and highest in brackets.",
             "### Deploy and rollback under load",
             releases(results),
@@ -60,10 +62,11 @@ def releases(results: dict[str, Any]) -> str:
         (["deploy"], ["redeploy", "redeploy by HUP"]),
         (["rollback, cold", "rollback, warm"], ["rollback"]),
     ):
-        base = middle(peer[theirs[0]], "seconds")
+        base = middle(peer[theirs[0]], "seconds") if peer.get(theirs[0]) else math.nan
         for title, events, names in (("this project", own, ours), ("Fujin", peer, theirs)):
             for name in names:
-                found = events[name]
+                if not (found := events.get(name, [])):
+                    continue
                 seconds = "command_seconds" if "command_seconds" in found[0] else "seconds"
                 rows.append(
                     [
@@ -75,15 +78,15 @@ def releases(results: dict[str, Any]) -> str:
                         spread(found, "p99_ratio"),
                     ]
                 )
-    rates = " and ".join(
-        f"{results[name]['rate']:.0f}/s on {title}"
-        for name, title in (("forge", "this project's"), ("fujin", "Fujin's"))
-    )
+    hosts = {"forge": "this project's", "fujin": "Fujin's"}
+    rates = " and ".join(f"{results[name]['rate']:.0f}/s on {title}" for name, title in hosts.items())
+    hung = sum(event["hung"] for event in results["fujin"]["events"])
     return (
         table("event | seconds | : Fujin | lost GET + POST | seconds of failures | p99 : steady p99", rows)
         + "\n\nSeconds are those of the whole command on the control machine; of the warm rollback, `forgectl "
         "rollback` on the host. Lost is of all repeats together. Each host gets half of what its own clients get "
         f"through in a closed loop: {rates}. A control event, Nginx killed, lost {results['control']} requests."
+        + (f" Fujin hung {hung} times after its work was done; those runs were repeated." if hung else "")
     )
 
 
@@ -98,6 +101,7 @@ def cutovers(results: dict[str, Any]) -> str:
         rows.append(
             [
                 name,
+                spread(events, "to_swap"),
                 spread(events, "start_to_swap"),
                 ratio(middle_start, loaded) if starts else "",
                 ratio(middle_start, quiet) if starts else "",
@@ -105,7 +109,7 @@ def cutovers(results: dict[str, Any]) -> str:
             ]
         )
     return (
-        table("event | start to swap, s | : floor under load | : floor idle | phases, s", rows)
+        table("event | command to swap, s | start to swap, s | : floor under load | : floor idle | phases, s", rows)
         + "\n\nThe floor is the same Gunicorn, started by hand beside the live slot, until its first 200 of `/ready`: "
         f"{quiet:.2f} s idle, {loaded:.2f} s under the same load. Steady p99: "
         f"{median(event['steady_p99_ms'] for event in forge['events']):.1f} ms."
@@ -121,9 +125,11 @@ def throughput(results: dict[str, Any]) -> str:
 
 
 def group(events: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Sort events by their name, in the order of their first appearance."""
+    """Sort events that came to their end by name, in the order of their first appearance."""
     found: dict[str, list[dict[str, Any]]] = {}
     for event in events:
+        if event.get("hung"):
+            continue
         found.setdefault(event["event"], []).append(event)
     return found
 
@@ -136,7 +142,7 @@ def middle(events: list[dict[str, Any]], key: str) -> float:
 def spread(events: list[dict[str, Any]], key: str) -> str:
     """Median, lowest and highest of a figure."""
     values = [event[key] for event in events]
-    return f"{median(values):.2f} [{min(values):.2f}, {max(values):.2f}]" if any(values) else "0"
+    return f"{median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 def lost(events: list[dict[str, Any]]) -> str:
@@ -183,7 +189,7 @@ def draw(cycle: Cycle) -> None:
         bands.insert(0, [after(begin), after(end), "start" if "start" in names else "stage, migrate"])
         end = begin
     bands.insert(0, [0.0, after(end), "pack, upload"])
-    bands.append([after(swaps[0]), after(rollback.began), "watch, old slot warm"])
+    bands.append([after(swaps[0]), after(swaps[1]), "watch, old slot warm"])
     data = {
         "requests": requests,
         "bands": bands,
