@@ -19,11 +19,13 @@ from forge_events import (
     append,
     assert_one_live,
     forgectl,
+    history,
     psql,
     release,
     run_playbook,
     settle,
     table,
+    touched,
 )
 from forge_load import lost_and_doubled
 from forge_scenario import main_pid, until
@@ -103,6 +105,8 @@ def test_deploy_and_rollback(event: EventContext, host: Host, status: Status, so
         again = run_playbook(host, "playbooks/deploy.yml", source)
         assert again.returncode == 0, again.stdout + again.stderr
         assert "changed=0 " in again.stdout
+    proven = {entry["release"] for entry in history(host) if entry["outcome"] == "live"}
+    before = max(each for each in status()["releases"] if each < new and each in proven)
     with event("rollback"):
         back = run_playbook(host, "playbooks/rollback.yml")
         assert back.returncode == 0, back.stdout + back.stderr
@@ -131,12 +135,6 @@ def test_site_with_nothing_to_change(event: EventContext, host: Host, status: St
         assert again.returncode == 0, again.stdout + again.stderr
         assert "changed=0 " in again.stdout
     assert status()["live"] == live
-
-
-def touched(source: Path) -> Path:
-    """Change the source once more."""
-    append(source / "src/inbox/__init__.py", f"AGAIN = {time.time()}\n")
-    return source
 
 
 def crash_at_import(source: Path) -> None:
@@ -191,7 +189,7 @@ def test_bad_deploy(
     assert_one_live(host, status, before)
     assert psql(host, "SELECT version_num FROM alembic_version") == schema
     assert psql(host, "SELECT to_regclass('half_way') IS NULL") == "t"
-    last = answer(forgectl(host, "history", "inbox", "--json"))["history"][-1]
+    last = history(host)[-1]
     assert last["outcome"] == ("rolled back" if code == 7 else "failed")
     assert last["reason"]
 
@@ -209,9 +207,10 @@ def test_recycling_by_cutover(event: EventContext, host: Host, status: Status) -
     assert not idle["changed"]
 
 
-def test_recycling_of_workers(event: EventContext, host: Host, status: Status) -> None:
+def test_recycling_of_workers(event: EventContext, host: Host, status: Status, rate: float) -> None:
     """With `max_requests` set low workers are replaced all the time, and never two at once."""
-    run = run_playbook(host, "site.yml", app_max_requests=300)
+    # Each of two workers answers half of the requests, and is to be replaced every four seconds.
+    run = run_playbook(host, "playbooks/deploy.yml", app_max_requests=round(2 * rate))
     assert run.returncode == 0, run.stdout + run.stderr
     settle(status)
     service = f"inbox@{status()['live']['slot']}.service"
@@ -242,7 +241,7 @@ print(json.dumps([len(pids), seen]))
         assert main_pid(host, service) == int(master)
     assert replaced >= count + 4, (replaced, seen)
     assert min(map(int, seen)) >= count - 1, seen
-    again = run_playbook(host, "site.yml")
+    again = run_playbook(host, "playbooks/deploy.yml")
     assert again.returncode == 0, again.stdout + again.stderr
 
 

@@ -25,9 +25,11 @@ from forge_events import (
     append,
     assert_one_live,
     forgectl,
+    history,
     podman,
     release,
     settle,
+    touched,
     upload,
 )
 from forge_scenario import main_pid, show, until
@@ -59,35 +61,31 @@ def outage(happening: Event) -> float:
     return max((record.due for record in happening.result.failed), default=happening.began) - happening.began
 
 
-@pytest.mark.parametrize(
-    ("phase", "delay"),
-    [
-        ("secrets", 0.0),
-        ("stage", 0.0),
-        ("stage", 0.1),
-        ("environment", 0.0),
-        ("migrate", 0.0),
-        ("start", 0.0),
-        ("start", 0.7),
-        ("swap", 0.0),
-        ("swap", 0.005),
-        ("swap", 2.0),
-    ],
-)
-def test_forgectl_killed(
-    event: EventContext, host: Host, status: Status, source: Path, phase: str, delay: float
-) -> None:
-    """SIGKILL at a phase, or within it, then the same command again: it succeeds, and one release is live."""
-    archive = upload(source)
-    command = ("release", "inbox", "--archive", archive, "--json")
-    with event(f"SIGKILL {delay:g} s into {phase}"):
-        killed = host.check_output(
-            "python3 -c %s %s %s forgectl" + " %s" * len(command), KILL_AT, phase, str(delay), *command
-        )
-        assert killed.startswith("-9 "), killed
-        found = answer(forgectl(host, *command, "--no-wait"))
-    assert_one_live(host, status, found["release"])
-    assert status()["last"]["outcome"] == "live"
+def test_forgectl_killed_at_every_step(event: EventContext, host: Host, status: Status, source: Path) -> None:
+    """SIGKILL as a phase begins, or within it, then the same command again: it succeeds, and one release is live."""
+    steps = {
+        "secrets": [0.0],
+        "stage": [0.0, 0.1],
+        "environment": [0.0],
+        "migrate": [0.0],
+        "start": [0.0, 0.7],
+        "swap": [0.0, 0.005, 2.0],
+    }
+    with event("forgectl killed at every step"):
+        for phase, delays in steps.items():
+            for delay in delays:
+                before = status()["live"]["release"]
+                archive = upload(touched(source))
+                command = ("release", "inbox", "--archive", archive, "--json")
+                kill = "python3 -c %s %s %s forgectl" + " %s" * len(command)
+                killed = host.check_output(kill, KILL_AT, phase, str(delay), *command)
+                assert killed.startswith("-9 "), (phase, delay, killed)
+                again = answer(forgectl(host, *command, "--no-wait"))
+                assert status()["live"]["release"] == again["release"] != before, (phase, delay)
+                if phase != "swap":
+                    # The next one need not wait for the watch.
+                    assert answer(forgectl(host, "rollback", "inbox", "--json"))["release"] == before, (phase, delay)
+                assert_one_live(host, status, again["release"] if phase == "swap" else before)
 
 
 @pytest.mark.parametrize("phase", ["watching", "draining"])
@@ -282,12 +280,6 @@ def reboot(client: httpx.Client) -> None:
             return False
 
     until(ready, 90, every=0.5)
-
-
-def history(host: Host) -> list[dict[str, Any]]:
-    """Every cutover, oldest first."""
-    found: list[dict[str, Any]] = answer(forgectl(host, "history", "inbox", "--json"))["history"]
-    return found
 
 
 def test_timeouts_form_a_chain(host: Host, status: Status) -> None:

@@ -232,6 +232,12 @@ def append(path: Path, text: str) -> None:
     path.write_text(path.read_text() + text)
 
 
+def touched(source: Path) -> Path:
+    """Change the source once more."""
+    append(source / "src/inbox/__init__.py", f"AGAIN = {time.time()}\n")
+    return source
+
+
 def upload(source: Path) -> str:
     """Pack a source and put it on the host; returns where it lies there."""
     name = f"/var/tmp/{uuid.uuid4().hex}.tar"
@@ -251,6 +257,12 @@ def answer(run: Any, code: int = 0) -> dict[str, Any]:
     """The JSON of a forgectl command that ended with a code."""
     assert run.rc == code, (run.rc, run.stdout, run.stderr)
     found: dict[str, Any] = json.loads(run.stdout) if run.stdout.strip() else {}
+    return found
+
+
+def history(host: Host) -> list[dict[str, Any]]:
+    """Every cutover, oldest first."""
+    found: list[dict[str, Any]] = answer(forgectl(host, "history", "inbox", "--json"))["history"]
     return found
 
 
