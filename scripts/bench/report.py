@@ -41,8 +41,8 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"{results['made']}, {machine['cores']} cores ({machine['processor']}) shared by the load generator, "
-            f"Ansible and the hosts, {machine['busy']:.0%} busy with other work when the run began; {machine['hosts']}; "
-            f"{versions}. "
+            f"Ansible and the hosts, {machine['busy']:.0%} busy with other work when the run began; "
+            f"{machine['hosts']}; {versions}. "
             f"Medians of {results['repeats']}, with the lowest and highest in brackets.",
             "### Deploy and rollback under load",
             releases(results),

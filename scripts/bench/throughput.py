@@ -75,6 +75,12 @@ for port in {POOL} {NO_POOL} {CADDY} {BARE}; do
 done
 """
 
+AWAY = """
+systemctl stop bench-caddy bench-bare
+rm /etc/nginx/conf.d/bench.conf
+systemctl reload nginx
+"""
+
 
 def measure(forge: Forge, driver: Host) -> dict[str, float]:
     """Return requests a second by way, the median of rounds in which each has its turn."""
@@ -92,6 +98,7 @@ def measure(forge: Forge, driver: Host) -> dict[str, float]:
     for _ in range(ROUNDS):
         for way, base in WAYS.items():
             found[way].append(wrk(driver, base + PATH))
+    forge.host.root(AWAY)
     medians = {way: median(rates) for way, rates in found.items()}
     say(f"requests/s: {', '.join(f'{way} {rate:.0f}' for way, rate in medians.items())}")
     return medians
