@@ -70,6 +70,12 @@ def test_one_migration_at_a_time(postgresql: str, role: str, monkeypatch: pytest
         waiting = threading.Thread(target=wait)
         waiting.start()
         assert not entered.wait(0.3)
+        # The migration that holds it may build an index, which waits for the statements of everyone.
+        with psycopg.connect(postgresql, autocommit=True) as connection:
+            connection.execute("SET lock_timeout = '5s'")
+            connection.execute("CREATE TABLE indexed (x int)")
+            connection.execute("CREATE INDEX CONCURRENTLY ON indexed (x)")
+            connection.execute("DROP TABLE indexed")
     waiting.join(5)
     assert entered.is_set()
 

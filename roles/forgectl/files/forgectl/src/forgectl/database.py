@@ -9,6 +9,7 @@ import hmac
 import os
 import pwd
 import stringprep
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Any constant will do: advisory locks belong to one database each.
 MIGRATION_LOCK = int.from_bytes(hashlib.sha256(b"forge migration").digest()[:8], "big", signed=True)
 LOCK_TIMEOUT_SECONDS = 900
+LOCK_EVERY_SECONDS = 0.5
 CONNECT_TIMEOUT_SECONDS = 10
 
 
@@ -125,12 +127,19 @@ def migration_lock(url: str, password: str) -> Iterator["psycopg.Connection"]:
         ) from None
     with connection:
         try:
-            connection.execute("SELECT set_config('lock_timeout', %s, false)", (f"{LOCK_TIMEOUT_SECONDS}s",))
-            connection.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+            # Asked again and again: CREATE INDEX CONCURRENTLY waits for whoever waits inside a statement, as
+            # pg_advisory_lock() would for the migration that builds the index.
+            deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+            while connection.execute("SELECT pg_try_advisory_lock(%s)", (MIGRATION_LOCK,)).fetchone() != (True,):
+                if time.monotonic() > deadline:
+                    raise Refused(
+                        f"expected the migration lock within {LOCK_TIMEOUT_SECONDS} s; found that another host is "
+                        "migrating this database; wait for it"
+                    )
+                time.sleep(LOCK_EVERY_SECONDS)
         except psycopg.Error as error:
             raise Refused(
-                f"expected the migration lock within {LOCK_TIMEOUT_SECONDS} s; found: {_words(error)}; another host is "
-                "migrating this database: wait for it"
+                f"expected the database to give the migration lock; found: {_words(error)}; check that it runs"
             ) from None
         yield connection
 
