@@ -362,7 +362,9 @@ async def test_cutover_and_stop_lose_nothing(edge: Edge, slots: Any) -> None:
         await asyncio.to_thread(old.stop)
         await asyncio.sleep(0.7)
     assert load.got == {"ok": load.got["ok"]}
-    assert {line["release"] for line in edge.log()} == {old.folder.name, new.folder.name}
+    log = edge.log()
+    assert {line["release"] for line in log} == {old.folder.name, new.folder.name}
+    assert {(line["path"], line["user_agent"]) for line in log} == {("/", "")}
     _, headers, _ = await once(edge.port, "GET")
     assert "x-forge-release" not in headers
 
