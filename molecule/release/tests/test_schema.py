@@ -31,9 +31,9 @@ def upgrade() -> None:
 '''
 HARMLESS = 'op.execute("CREATE TABLE added ()")'
 # The code before it does not know the name.
-BREAKING = 'op.execute("CREATE TABLE added (); ALTER TABLE event RENAME COLUMN type TO kind")'
-FAILING = 'op.execute("CREATE TABLE added ()"); op.execute("SELECT 1 / 0")'
-HALF_WAY = 'with op.get_context().autocommit_block(): op.execute("CREATE TABLE added ()"); op.execute("SELECT 1 / 0")'
+BREAKING = f'{HARMLESS}; op.execute("ALTER TABLE event RENAME COLUMN type TO kind")'
+FAILING = f'{HARMLESS}; op.execute("SELECT 1 / 0")'
+HALF_WAY = f"with op.get_context().autocommit_block(): {FAILING}"
 MARKED = "backward_compatible: bool = True"
 
 
@@ -138,7 +138,7 @@ def test_breaking_migration_runs_behind_the_maintenance_page(
     assert {code for code, _ in seen} == {200, 503}
     assert all(retry for code, retry in seen if code == 503)
     assert client.get("/v1/events").status_code == 200
-    refused = forgectl(host, "rollback", "inbox")
+    refused = forgectl(host, "rollback", "inbox", "--to", before)
     assert refused.rc == 3
     assert "0099_test.py is not marked" in refused.stderr
     assert f"forgectl rollback inbox --to {before} --breaking" in refused.stderr

@@ -79,6 +79,11 @@ class Cutover:
             if self._state.live:
                 slots.drain(self._layout, self._app, self._state.live.slot)
 
+    def note_schema(self, record: staging.Record) -> None:
+        """Remember whose migrations the database has."""
+        self._state.schema = record.id
+        state.save(self._layout, self._state)
+
     def fail(self, release: str, error: ForgeError, *, undone: bool) -> None:
         """Put a failure before the start into the history; what was interrupted goes on if the schema was `undone`."""
         self._record_failure(release, error)
@@ -336,9 +341,10 @@ def finish(layout: Layout, app: App, present: State, seconds: float, say: Say) -
 
 
 def needed(layout: Layout, present: State) -> set[str]:
-    """The releases that must stay: what is live, what was, and where a rollback would go."""
+    """The releases that must stay: what is live, what was, where a rollback would go, and whose schema there is."""
     target = rollback_target(layout, present)
-    return {each.release for each in (present.live, present.previous) if each} | ({target.id} if target else set())
+    slotted = {each.release for each in (present.live, present.previous) if each}
+    return slotted | {present.schema} | ({target.id} if target else set())
 
 
 def rollback_target(layout: Layout, present: State) -> staging.Record | None:

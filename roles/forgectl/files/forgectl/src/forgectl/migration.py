@@ -41,6 +41,7 @@ def run(
             at = schema.current(connection) if connection else (live and live.schema_heads) or []
             revisions = schema.pending(known, at)
             if not revisions:
+                cutover.note_schema(record)
                 return
             if live and (unfit := incompatible(revisions)):
                 if not breaking:
@@ -51,6 +52,7 @@ def run(
         except ForgeError as error:
             cutover.fail(record.id, error, undone=_unchanged(revisions, connection))
             raise
+        cutover.note_schema(record)
 
 
 def incompatible(revisions: Sequence[Revision]) -> list[Revision]:
@@ -68,21 +70,21 @@ def refusal(name: str, unfit: Sequence[Revision]) -> str:
     )
 
 
-def check_rollback(layout: Layout, live: Record, target: Record, *, breaking: bool) -> list[str]:
-    """Check that an older release can live with the present schema; returns the revisions that it does not know.
+def check_rollback(layout: Layout, present: Record, target: Record, *, breaking: bool) -> list[str]:
+    """Check that a release can live with the schema of the `present` one; returns the revisions that it does not know.
 
     A mark speaks of the release before its own: one schema further back nobody tried.
 
     Raises:
         Refused: it cannot, or nobody knows, and `breaking` does not allow that.
     """
-    if live.schema_heads is None or target.schema_heads is None or live.schema_heads == target.schema_heads:
+    if present.schema_heads is None or target.schema_heads is None or present.schema_heads == target.schema_heads:
         return []
-    crossed = schema.missing_in(schema.revisions(layout.releases / live.id / "source"), target.schema_heads)
+    crossed = schema.missing_in(schema.revisions(layout.releases / present.id / "source"), target.schema_heads)
     between = [
         each.id
         for each in staging.records(layout)
-        if target.id < each.id < live.id and each.schema_heads not in (target.schema_heads, live.schema_heads)
+        if target.id < each.id < present.id and each.schema_heads not in (target.schema_heads, present.schema_heads)
     ]
     if unfit := incompatible(crossed):
         why = f"{', '.join(each.file for each in unfit)} is not marked backward_compatible = True"

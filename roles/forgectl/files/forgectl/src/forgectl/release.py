@@ -132,7 +132,8 @@ def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_ru
             f"expected the schema that {live.id} was written for; found another ({present.maintenance}); release code "
             f"that fits it, or go back in spite of it: forgectl rollback {app.name} --to {target.id} --breaking"
         )
-    crossed = migration.check_rollback(layout, live, target, breaking=breaking)
+    newest = next((record for record in known if record.id == present.schema), live)
+    crossed = migration.check_rollback(layout, newest, target, breaking=breaking)
     staging.check_intact(layout, target)
     its_app = config.load(layout.releases / target.id / "settings.toml")
     if dry_run:

@@ -63,6 +63,7 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class State(msgspec.Struct, forbid_unknown_fields=True):
     """The durable state of an app. `starts` are the measured seconds from start to ready, newest last.
 
+    `schema` is the release whose migrations the database has, which after a rollback is newer than the live one.
     `maintenance` is the reason why clients get the maintenance page, also after a reboot; empty when they do not.
     """
 
@@ -72,6 +73,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     operation: Operation | None = None
     starts: list[float] = []
     history: list[Entry] = []
+    schema: str = ""
     maintenance: str = ""
 
     def record(self, entry: Entry) -> None:
