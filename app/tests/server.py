@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -113,9 +114,9 @@ class Server:
 
     def another_client(self) -> httpx.Client:
         """Return a client with a connection of its own, which any worker may accept."""
-        return httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://inbox.test", timeout=10
-        )
+        # A unix socket needs none of the CA certificates, which would take 0.1 s to load.
+        transport = httpx.HTTPTransport(uds=str(self.socket), verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        return httpx.Client(transport=transport, base_url="http://inbox.test", timeout=30)
 
     def ready(self) -> int:
         """Return the status of /ready."""
