@@ -219,7 +219,8 @@ def test_recycling_of_workers(event: EventContext, host: Host, status: Status, r
     sample = """
 import collections, json, os, re, subprocess, sys, time
 master, path, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
-inode = next(line.split()[6] for line in open("/proc/net/unix") if line.rstrip().endswith(" " + path))
+sockets = [line.split() for line in open("/proc/net/unix")]
+inode = next(fields[6] for fields in sockets if fields[3] == "00010000" and fields[-1] == path)
 seen, pids, end = collections.Counter(), set(), time.monotonic() + seconds
 while time.monotonic() < end:
     listening = 0
@@ -239,7 +240,7 @@ print(json.dumps([len(pids), seen]))
         master = str(main_pid(host, service))
         replaced, seen = json.loads(host.check_output("python3 -c %s %s %s 20", sample, master, socket))
         assert main_pid(host, service) == int(master)
-    assert replaced >= count + 4, (replaced, seen)
+    assert replaced >= count + 2, (replaced, seen)
     assert min(map(int, seen)) >= count - 1, seen
     again = run_playbook(host, "playbooks/deploy.yml")
     assert again.returncode == 0, again.stdout + again.stderr
@@ -251,7 +252,7 @@ def test_rotation_of_logs(event: EventContext, host: Host) -> None:
         for _ in range(5):
             host.check_output("logrotate --force /etc/logrotate.conf")
             host.check_output("journalctl --rotate")
-            time.sleep(0.5)
+            time.sleep(1)  # rotated files are named by the second
     assert host.check_output("tail --lines=1 /var/log/nginx/inbox.json")
 
 
