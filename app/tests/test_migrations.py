@@ -184,6 +184,8 @@ def unpack_previous(folder: Path, migration: Path) -> str:
         )
     # As on a host: the migrations of the new release run with its own code.
     (folder / "alembic.ini").write_text((APP / "alembic.ini").read_text().replace("%(here)s", str(APP)))
+    # How a server is started and spoken to is no part of the release.
+    shutil.copy(APP / "tests/server.py", folder / "tests")
     return ""
 
 
