@@ -104,6 +104,46 @@ def test_app_runs_within_its_limits(host: Host, status: Callable[[], dict[str, A
     assert shown["TimeoutStopUSec"] == "15s"
 
 
+def test_worker_leaves_after_its_requests(host: Host, live: str, client: httpx.Client) -> None:
+    """Twice over, with no sibling to take over: requests wait for the successor, and none fails."""
+    workers = f"pgrep --parent {host.service(live).systemd_properties['MainPID']}"
+    seen = set()
+    for number in range(600):
+        assert client.get("/health").status_code == 200
+        if number % 20 == 0:
+            seen.add(host.check_output(workers))
+    assert len(seen) >= 3
+
+
+def test_slot_is_recycled_when_it_is_due(host: Host, status: Callable[[], dict[str, Any]]) -> None:
+    """By its age, and by the memory that its processes have to themselves; each time watched for 3 s."""
+
+    def recycle() -> Any:
+        until(lambda: status()["operation"] is None, 30)
+        began = time.monotonic()
+        found = json.loads(host.check_output("forgectl recycle inbox --if-due --json"))
+        return found["changed"] and time.monotonic() - began
+
+    def edit(file: str, pattern: str) -> None:
+        host.check_output("cp --preserve %s /root/before && sed --in-place %s %s", file, pattern, file)
+
+    description, state = "/etc/forge/apps/inbox.toml", "/var/lib/forge/inbox/state.json"
+    assert "watch_seconds = 3" in host.file(description).content_string
+    assert recycle() is False
+    edit(description, "s/^recycle_memory_percent = 60/recycle_memory_percent = 5/")
+    assert 3 < recycle() < 30
+    host.check_output("mv /root/before %s", description)
+    assert recycle() is False
+    edit(state, 's/"since": "20../"since": "2000/')
+    assert 3 < recycle() < 30
+    assert recycle() is False
+    assert [entry["action"] for entry in json.loads(host.check_output("forgectl history inbox --json"))["history"]] == [
+        "release",
+        "recycle",
+        "recycle",
+    ]
+
+
 def test_database(host: Host, client: httpx.Client) -> None:
     """Another name, server settings and environment; an event arrives in it."""
     posted = client.post("/v1/events", json={"type": "a.b", "payload": {}}, headers={"Idempotency-Key": "alternative"})

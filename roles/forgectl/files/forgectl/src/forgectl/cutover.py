@@ -490,12 +490,12 @@ def _bring_back(layout: Layout, app: App, present: State, say: Say) -> None:
 
 def _schema_moved(layout: Layout, app: App, present: State) -> bool:
     """Whether an interrupted migration has changed the schema under the release that was live."""
-    live = next((r for r in staging.records(layout) if present.live and r.id == present.live.release), None)
-    if app.database is None or live is None or live.schema_heads is None:
+    if app.database is None or present.live is None or not app.uses_alembic:
         return True
+    known = schema.revisions(layout.releases / present.live.release / "source")
     password = identity.fetch(layout, app, "migrate")[app.database.migrate_key]
     with database.migration_lock(database.migration_url(app.database), password) as connection:
-        return schema.current(connection) != live.schema_heads
+        return not known.keys() >= set(schema.current(connection))
 
 
 def _under_way(present: State) -> Operation:
