@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,26 @@ async def app(scope, receive, send):
             await send({{"type": "http.response.body", "body": b""}})
             return
     await _inner(scope, receive, send)
+"""
+# Prints how many workers there were, and how often how many of them listened; the master listens as well.
+COUNT_LISTENERS = """
+import collections, json, os, re, subprocess, sys, time
+master, path, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+sockets = [line.split() for line in open("/proc/net/unix")]
+inode = next(fields[6] for fields in sockets if fields[3] == "00010000" and fields[-1] == path)
+seen, pids, end = collections.Counter(), set(), time.monotonic() + seconds
+while time.monotonic() < end:
+    listening = 0
+    for pid in open(f"/proc/{master}/task/{master}/children").read().split():
+        pids.add(pid)
+        try:
+            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        except OSError:
+            continue
+        listening += f"socket:[{inode}]" in links
+    seen[listening] += 1
+    time.sleep(0.05)
+print(json.dumps([len(pids), seen]))
 """
 FAILING_MIGRATION = '''"""Fails half-way."""
 
@@ -207,43 +227,29 @@ def test_recycling_by_cutover(event: EventContext, host: Host, status: Status) -
     assert not idle["changed"]
 
 
-def test_recycling_of_workers(event: EventContext, host: Host, status: Status, rate: float) -> None:
-    """With `max_requests` set low workers are replaced all the time, and never two at once."""
-    # Each of two workers answers half of the requests, and is to be replaced every four seconds.
+@pytest.fixture
+def recycling(host: Host, rate: float) -> Iterator[None]:
+    """Workers that are to be replaced every four seconds: each of two answers half of the requests."""
     run = run_playbook(host, "playbooks/deploy.yml", app_max_requests=round(2 * rate))
     assert run.returncode == 0, run.stdout + run.stderr
-    settle(status)
-    service = f"inbox@{status()['live']['slot']}.service"
-    count = status()["workers"]["count"]
-    # How many workers listen, again and again; the master, which listens as well, is not counted.
-    sample = """
-import collections, json, os, re, subprocess, sys, time
-master, path, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
-sockets = [line.split() for line in open("/proc/net/unix")]
-inode = next(fields[6] for fields in sockets if fields[3] == "00010000" and fields[-1] == path)
-seen, pids, end = collections.Counter(), set(), time.monotonic() + seconds
-while time.monotonic() < end:
-    listening = 0
-    for pid in open(f"/proc/{master}/task/{master}/children").read().split():
-        pids.add(pid)
-        try:
-            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-        except OSError:
-            continue
-        listening += f"socket:[{inode}]" in links
-    seen[listening] += 1
-    time.sleep(0.05)
-print(json.dumps([len(pids), seen]))
-"""
-    socket = f"/run/inbox/{status()['live']['slot']}.sock"
-    with event("workers recycled"):
-        master = str(main_pid(host, service))
-        replaced, seen = json.loads(host.check_output("python3 -c %s %s %s 20", sample, master, socket))
-        assert main_pid(host, service) == int(master)
-    assert replaced >= count + 2, (replaced, seen)
-    assert min(map(int, seen)) >= count - 1, seen
+    yield
     again = run_playbook(host, "playbooks/deploy.yml")
     assert again.returncode == 0, again.stdout + again.stderr
+
+
+@pytest.mark.usefixtures("recycling")
+def test_recycling_of_workers(event: EventContext, host: Host, status: Status) -> None:
+    """With `max_requests` set low workers are replaced all the time, and never two at once."""
+    settle(status)
+    slot = status()["live"]["slot"]
+    count = status()["workers"]["count"]
+    with event("workers recycled"):
+        master = str(main_pid(host, f"inbox@{slot}.service"))
+        sampled = host.check_output("python3 -c %s %s %s 20", COUNT_LISTENERS, master, f"/run/inbox/{slot}.sock")
+        assert main_pid(host, f"inbox@{slot}.service") == int(master)
+    workers, listening = json.loads(sampled)
+    assert workers >= count + 2
+    assert min(map(int, listening)) >= count - 1, listening
 
 
 def test_rotation_of_logs(event: EventContext, host: Host) -> None:
