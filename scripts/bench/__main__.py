@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,12 +24,11 @@ from demo import PODMAN, DemoError, become_able
 
 from bench import hosts, report, throughput
 from bench.forge import Cycle, Forge
-from bench.hosts import STATE, BenchError, Host, repeat, say
+from bench.hosts import STATE, BenchError, Host, say
 from bench.load import STEADY_SECONDS, WARM_SECONDS, Site, cost, during, prove_sight
 from bench.peer import Fujin, versions
 
 HUP = "/bin/kill -HUP $MAINPID"
-SPARE = 2
 
 
 def measure(distribution: str, times: int, folder: Path) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def measure(distribution: str, times: int, folder: Path) -> dict[str, Any]:
     say("provision both; build the peer's releases")
     with ThreadPoolExecutor() as pool:
         # Both are waited for, so that a failure of one leaves nothing running.
-        for job in [pool.submit(forge.prepare, distribution), pool.submit(fujin.prepare, 2 * (times + SPARE) + 2)]:
+        for job in [pool.submit(forge.prepare, distribution), pool.submit(fujin.prepare, 2 * times + 2)]:
             job.result()
     workers = forge.workers()
     peer = fujin.begin(workers)
@@ -50,44 +50,45 @@ def measure(distribution: str, times: int, folder: Path) -> dict[str, Any]:
     results["versions"] = {"Python": own.root("python3 -V").split()[1], **versions(other)}
     results["throughput"] = throughput.measure(forge, other)
 
-    site = forge.site().measured()
+    site = forge.site()
+    capacities = {"forge": site.capacity(), "fujin": peer.capacity()}
+    rate = min(capacities.values()) / 2
+    site, peer = site.at(rate), peer.at(rate)
+    results["rate"], results["capacity"] = rate, capacities
+    say(f"requests/s in a closed loop: {capacities}; the load on either is {rate:.0f}")
     say("control event: kill Nginx")
     results["control"] = prove_sight(site)
-    cycles = repeat("deploy, roll back warm, deploy, roll back cold", times, lambda: forge.cycle(site))
+
+    cycles, peers = [], []
+    for number in range(1, times + 1):
+        # By turns, so that what else the machine does meets both.
+        say(f"deploy, roll back warm, deploy, roll back cold; {number} of {times}")
+        cycles.append(forge.cycle(site))
+        say(f"Fujin: redeploy, roll back; {number} of {times}")
+        peers.append(peer_cycle(fujin, peer, ("redeploy", fujin.deploy), ("rollback", fujin.rollback)))
+    fujin.restart_by(HUP)
+    fujin.deploy()  # brings the unit, by a restart
+    for number in range(1, times + 1):
+        say(f"Fujin: redeploy by HUP; {number} of {times}")
+        peers.append(peer_cycle(fujin, peer, ("redeploy by HUP", fujin.deploy)))
     results["forge"] = {
-        "rate": site.rate,
         "floor": {"idle": [each.idle_floor for each in cycles], "loaded": [each.loaded_floor for each in cycles]},
         "events": costs(cycles),
     }
-
-    peer = peer.measured()
-    results["fujin"] = {"rate": peer.rate, "events": costs(peer_cycles(fujin, peer, times))}
+    results["fujin"] = {"events": costs(peers)}
     report.draw(cycles[0])
     return results
 
 
-def peer_cycles(fujin: Fujin, site: Site, times: int) -> list[Cycle]:
-    """Redeploy and roll back the peer's app under load; then redeploy with a unit that reloads by HUP."""
-
-    def under_load(*works: tuple[str, Any]) -> Cycle:
-        events = []
-        with site.load() as load:
-            time.sleep(WARM_SECONDS + STEADY_SECONDS)
-            for name, work in works:
-                events.append(during(name, work))
-                fujin.wait_until_ready()
-        return Cycle(events, load.result)
-
-    def until_whole(what: str, *works: tuple[str, Any]) -> list[Cycle]:
-        # A cycle in which Fujin hung has no seconds; it stays in the figures, and another one is measured.
-        cycles = repeat(what, times, lambda: under_load(*works))
-        hung = sum(any(event.details["hung"] for event in cycle.events) for cycle in cycles)
-        return cycles + repeat(f"{what}, again", min(hung, SPARE), lambda: under_load(*works))
-
-    cycles = until_whole("Fujin: redeploy, roll back", ("redeploy", fujin.deploy), ("rollback", fujin.rollback))
-    fujin.restart_by(HUP)
-    fujin.deploy()  # brings the unit, by a restart
-    return cycles + until_whole("Fujin: redeploy by HUP", ("redeploy by HUP", fujin.deploy))
+def peer_cycle(fujin: Fujin, site: Site, *works: tuple[str, Callable[[], dict[str, Any]]]) -> Cycle:
+    """Do something to the peer's app under load."""
+    events = []
+    with site.load() as load:
+        time.sleep(WARM_SECONDS + STEADY_SECONDS)
+        for name, work in works:
+            events.append(during(name, work))
+            fujin.wait_until_ready()
+    return Cycle(events, load.result)
 
 
 def costs(cycles: list[Cycle]) -> list[dict[str, Any]]:

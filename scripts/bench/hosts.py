@@ -7,10 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from demo import PODMAN, ROOT, SHARED, VENV, environment, last_lines, package_index, write_if_changed
 
@@ -33,16 +32,6 @@ def say(line: str) -> None:
 
 
 _BEGAN = time.monotonic()
-Done = TypeVar("Done")
-
-
-def repeat(what: str, times: int, work: Callable[[], Done]) -> list[Done]:
-    """Do something several times and say so."""
-    found = []
-    for number in range(1, times + 1):
-        say(f"{what}, {number} of {times}")
-        found.append(work())
-    return found
 
 
 def run(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from forge_load import OK, Record, Result, Running, capacity, percentile, running
 
-from bench.hosts import DOMAIN, BenchError, Host, say
+from bench.hosts import DOMAIN, BenchError, Host
 
 MARGIN_SECONDS = 5.0
 """How long before and after an event its requests count as the event's."""
@@ -25,16 +25,18 @@ class Site:
     host: Host
     cafile: Path
     rate: float = 0.0
-    """Requests a second: half of what the same clients get through in a closed loop."""
+    """Requests a second."""
 
-    def measured(self) -> Site:
-        """Find the rate."""
+    def capacity(self) -> float:
+        """Measure the requests a second that the clients of the load get through in a closed loop."""
         try:
-            most = capacity(self.host.address, DOMAIN, self.cafile)
+            return capacity(self.host.address, DOMAIN, self.cafile)
         except RuntimeError as error:
             raise BenchError(f"{self.host.name}: {error}. Do: run the bench with --keep and look there.") from error
-        say(f"{self.host.name}: {most:.0f} requests/s in a closed loop, so load is {most / 2:.0f}/s")
-        return Site(self.host, self.cafile, most / 2)
+
+    def at(self, rate: float) -> Site:
+        """Choose the rate of the load."""
+        return replace(self, rate=rate)
 
     def load(self) -> Running:
         """Put it under load for the length of a `with` block."""

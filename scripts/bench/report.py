@@ -78,15 +78,16 @@ def releases(results: dict[str, Any]) -> str:
                         spread(found, "p99_ratio"),
                     ]
                 )
-    hosts = {"forge": "this project's", "fujin": "Fujin's"}
-    rates = " and ".join(f"{results[name]['rate']:.0f}/s on {title}" for name, title in hosts.items())
+    own_most, peer_most = (results["capacity"][name] for name in ("forge", "fujin"))
     hung = sum(event["hung"] for event in results["fujin"]["events"])
     return (
         table("event | seconds | : Fujin | lost GET + POST | seconds of failures | p99 : steady p99", rows)
         + "\n\nSeconds are those of the whole command on the control machine; of the warm rollback, `forgectl "
-        "rollback` on the host. Lost is of all repeats together. Each host gets half of what its own clients get "
-        f"through in a closed loop: {rates}. A control event, Nginx killed, lost {results['control']} requests."
-        + (f" Fujin hung {hung} times after its work was done; those runs were repeated." if hung else "")
+        "rollback` on the host. Lost is of all repeats together. "
+        f"The load is {results['rate']:.0f} requests/s, half of what the slower host's clients get through in a closed "
+        f"loop ({own_most:.0f}/s on this project's, {peer_most:.0f}/s on Fujin's). "
+        f"A control event, Nginx killed, lost {results['control']} requests."
+        + (f" Fujin hung {hung} times after its work was done; those runs have no seconds." if hung else "")
     )
 
 
