@@ -413,16 +413,17 @@ class Demo:
 
     def _tell(self, seconds: float) -> None:
         login = f"ssh -F {(STATE / 'ssh_config').relative_to(ROOT)} {HOST}"
-        playbook = ".venv/bin/ansible-playbook -i inventory/demo site.yml"
+        ansible = ".venv/bin/ansible-playbook -i inventory/demo"
         print(f"\nDone in {seconds:.0f} s.")
         if not self.provision:
-            print(f"The host waits to be provisioned: {playbook}\nLog in: {login}")
+            print(f"The host waits to be provisioned: {ansible} site.yml\nLog in: {login}")
             return
         print(
             "Try:\n"
             f"  curl --cacert {self.ca_file} {self.url}/health\n"
             f"  {login} sudo forgectl status\n"
-            f"  {playbook}      # after a change in app/: the next release\n"
+            f"  {ansible} playbooks/deploy.yml    # after a change in app/: the next release\n"
+            f"  {ansible} playbooks/rollback.yml  # back to the one before\n"
             f"`make demo-down` removes all of it.\n\nURL: {self.url}\nCA: {self.ca_file}"
         )
 
