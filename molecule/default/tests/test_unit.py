@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -110,8 +109,11 @@ def test_gunicorn_runs_uvicorn_workers_as_the_apps_user(host: Host, live: str, s
     mapped = host.check_output("cat /proc/%s/maps", str(workers(host, live)[0]))
     assert "/uvloop/loop." in mapped
     assert "/httptools/parser/parser." in mapped
-    journal = host.check_output("journalctl --no-pager --output=cat --boot --unit=%s", live)
-    assert "Using worker: uvicorn_worker.UvicornWorker" in journal
+    ancestors = "import runpy, sys; print(*runpy.run_path(sys.argv[1])['worker_class'].__mro__)"
+    folder = f"/srv/inbox/releases/{release}"
+    assert "uvicorn_worker" in host.check_output(
+        "%s/venv/bin/python -c %s %s/gunicorn.conf.py", folder, ancestors, folder
+    )
 
 
 def test_as_many_workers_as_the_status_says_and_why(host: Host, live: str, status: Status) -> None:
@@ -262,25 +264,6 @@ done
     assert time.monotonic() - began < 10
     assert client.get("/ready").status_code == 200
     assert int(show(host, live, "NRestarts")) >= restarts + 6
-
-
-def test_timeouts_are_ordered(host: Host, live: str, status: Status) -> None:
-    """No inner timeout outlives its outer one; every value is read from what runs."""
-    release = f"/srv/inbox/releases/{status()['live']['release']}"
-    printed = host.check_output(
-        "%s/venv/bin/python -m gunicorn --print-config --config %s/gunicorn.conf.py json:dumps",
-        release,
-        release,
-    )
-    gunicorn = dict(re.findall(r"^(\w+)\s+= (\d+)$", printed, re.MULTILINE))
-    nginx = dict(
-        re.findall(r"^\s+(proxy_\w+_timeout) (\d+)s;$", host.check_output("nginx -T 2>/dev/null"), re.MULTILINE)
-    )
-    stop = int(show(host, live, "TimeoutStopUSec").removesuffix("s"))
-    read = int(nginx["proxy_read_timeout"])
-    assert int(nginx["proxy_connect_timeout"]) < read < int(gunicorn["graceful_timeout"]) < stop
-    assert int(nginx["proxy_send_timeout"]) <= read < int(gunicorn["timeout"])
-    assert int(gunicorn["keepalive"]) > 60
 
 
 def test_failing_unit_shows_its_journal(host: Host, tmp_path: Path, pytestconfig: pytest.Config) -> None:
