@@ -1,8 +1,11 @@
-"""The host's identities towards Vault: one for the app, one for its migrations, sealed with the host's key."""
+"""The host's identities towards Vault: one for the app, one for its migrations, sealed with the host's key.
+
+Vault's client is imported where it is used, since that takes longer than most commands: a warm rollback is one rename.
+"""
 
 from typing import Any
 
-from forgectl import systemd, vault
+from forgectl import systemd
 from forgectl.config import App
 from forgectl.errors import ForgeError, Refused, SecretsError
 from forgectl.layout import Layout, write_atomically
@@ -24,6 +27,8 @@ def enrol(layout: Layout, app: App, identity: str, role_id: str, wrapping_token:
     """
     if identity not in identities(app):
         raise Refused(f"{app.name} has no identity {identity}; it has: {', '.join(identities(app))}")
+    from forgectl import vault
+
     server = vault.Vault(app.secrets)
     try:
         secret_id = server.unwrap_secret_id(wrapping_token)
@@ -50,6 +55,8 @@ def fetch(layout: Layout, app: App, identity: str) -> dict[str, Any]:
     Raises:
         SecretsError: one of them is not usable, or Vault is not.
     """
+    from forgectl import vault
+
     found = {}
     for part in PARTS:
         path = layout.sealed(identity, part)
