@@ -61,11 +61,9 @@ while time.monotonic() < end:
     listening = 0
     for pid in open(f"/proc/{master}/task/{master}/children").read().split():
         pids.add(pid)
-        try:
-            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-        except OSError:
-            continue
-        listening += f"socket:[{inode}]" in links
+        # A connection may be closed between listing and reading it.
+        links = subprocess.run(["find", f"/proc/{pid}/fd", "-lname", f"socket:?{inode}?"], capture_output=True).stdout
+        listening += bool(links)
     seen[listening] += 1
     time.sleep(0.05)
 print(json.dumps([len(pids), seen]))
