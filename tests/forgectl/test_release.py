@@ -114,6 +114,8 @@ def test_a_rollback_goes_to_the_newest_older_release_that_was_live(layout: Layou
     for number, outcome in outcomes.items():
         present.record(Entry(records[number].id, "now", "me", outcome, {}))
     assert cutover.rollback_target(layout, present) == records[1]
+    present.record(Entry(records[0].id, "now", "me", "live", {}, action="rollback"))
+    assert cutover.rollback_target(layout, present) == records[0], "an operator went back from the other"
     present.live = Slotted(records[0].id, "blue", "now")
     assert cutover.rollback_target(layout, present) is None
     state.save(layout, present)

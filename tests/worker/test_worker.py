@@ -368,7 +368,19 @@ async def test_cutover_and_stop_lose_nothing(edge: Edge, slots: Any) -> None:
     assert {line["release"] for line in log} == {old.folder.name, new.folder.name}
     assert {(line["path"], line["user_agent"]) for line in log} == {("/", "")}
     _, headers, _ = await once(edge.port, "GET")
-    assert "x-forge-release" not in headers
+    assert not [name for name in headers if name.startswith("x-forge")]
+
+
+async def test_workers_can_be_told_apart(slots: Any) -> None:
+    """On the slot's own socket each names itself, so that a gate can wait for all of them."""
+    slot = slots("release")
+    workers, seen = {str(pid) for _, pid, _ in slot.events("serves")}, set()
+    async with asyncio.timeout(10):
+        while seen != workers:
+            reader, writer = await asyncio.open_unix_connection(slot.socket)
+            _, headers, _ = await ask(reader, writer, "GET")
+            writer.close()
+            seen.add(headers["x-forge-worker"])
 
 
 async def test_what_was_accepted_is_answered(slots: Any) -> None:

@@ -155,6 +155,8 @@ class ForgeWorker(UvicornWorker):  # type: ignore[misc]
     async def _serve(self) -> None:
         # As in the parent, with this server in place of uvicorn's.
         self.config.app = self.wsgi
+        # A gate can tell whether all workers are ready; Nginx keeps it from clients.
+        self.config.headers = [*self.config.headers, ("X-Forge-Worker", str(os.getpid()))]
         server = LingeringServer(self.config, self)
         self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)

@@ -348,7 +348,7 @@ def needed(layout: Layout, present: State) -> set[str]:
 
 
 def rollback_target(layout: Layout, present: State) -> staging.Record | None:
-    """The newest release older than the live one that was live and passed its watch."""
+    """The newest release older than the live one that passed its watch and that nobody has gone back from."""
     if present.live is None:
         return None
     proven = present.proven()

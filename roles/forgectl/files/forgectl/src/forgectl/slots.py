@@ -11,6 +11,7 @@ from forgectl.errors import CandidateFailed, Refused
 from forgectl.layout import SLOTS, Layout, fsync_directory, replace_symlink, write_atomically
 
 POLL_SECONDS = 0.05
+NEXT_WORKER_SECONDS = 0.01
 PROBE_TIMEOUT_SECONDS = 2.0
 # systemd's CPUWeight=: what serves goes before what starts.
 STARTING_WEIGHT, SERVING_WEIGHT = 20, 100
@@ -29,12 +30,18 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def probe(path: Path, url: str, host: str, timeout: float = PROBE_TIMEOUT_SECONDS) -> int | None:
     """Ask a slot over its own socket, as Nginx would: the status, or None when nothing answers in `timeout` seconds."""
+    return _ask(path, url, host, timeout)[0]
+
+
+def _ask(path: Path, url: str, host: str, timeout: float) -> tuple[int | None, str | None]:
+    """The status, and which worker gave it; a release from before workers said so does not."""
     connection = _UnixConnection(path, timeout)
     try:
         connection.request("GET", url, headers={"Host": host, "X-Forwarded-Proto": "https", "Connection": "close"})
-        return connection.getresponse().status
+        answer = connection.getresponse()
+        return answer.status, answer.headers["X-Forge-Worker"]
     except (OSError, http.client.HTTPException):
-        return None
+        return None, None
     finally:
         connection.close()
 
@@ -86,13 +93,16 @@ def deadline(app: App, starts: list[float]) -> float:
 
 
 def wait_ready(layout: Layout, app: App, slot: str, limit: float) -> float:
-    """Wait until a started slot answers its readiness path with 200, and return the seconds that took.
+    """Wait until every worker of a started slot answers its readiness path with 200; returns the seconds that took.
+
+    One alone would get the traffic of all while the others still import the app.
 
     Raises:
         CandidateFailed: its service failed or was restarted, or `limit` seconds passed.
     """
     began, wall = time.monotonic(), time.time() - 0.05
     status: int | None = None
+    ready: set[str] = set()
     found = ""
     while not found:
         unit = systemd.show(layout.service(slot))
@@ -105,11 +115,18 @@ def wait_ready(layout: Layout, app: App, slot: str, limit: float) -> float:
         left = limit - (time.monotonic() - began)
         if left <= 0:
             found = f"{app.ready_path} " + (f"answers {status}" if status else "does not answer")
+            if ready:
+                found += f", and {len(ready)} of {app.workers.count} workers were ready"
             continue
-        status = probe(layout.socket(slot), app.ready_path, app.domain, min(left, PROBE_TIMEOUT_SECONDS))
+        status, worker = _ask(layout.socket(slot), app.ready_path, app.domain, min(left, PROBE_TIMEOUT_SECONDS))
         if status == 200:
-            return time.monotonic() - began
-        time.sleep(POLL_SECONDS)
+            ready.add(worker or "")
+            if worker is None or len(ready) >= app.workers.count:
+                return time.monotonic() - began
+            # Whichever worker is quicker takes a connection: the next one may get another.
+            time.sleep(NEXT_WORKER_SECONDS)
+        else:
+            time.sleep(POLL_SECONDS)
     lines = systemd.journal(layout.service(slot), wall)
     raise CandidateFailed(
         f"expected {app.ready_path} of {layout.service(slot)} to answer 200 within {limit:.0f} s; found: {found}", lines

@@ -87,8 +87,14 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
         return next((entry for entry in reversed(self.history) if entry.began == began), None)
 
     def proven(self) -> set[str]:
-        """The releases that were live and passed their watch."""
-        return {entry.release for entry in self.history if entry.outcome == "live"}
+        """The releases that passed their watch, but for those that an operator has gone back from since."""
+        found: set[str] = set()
+        for entry in self.history:
+            if entry.outcome == "live":
+                if entry.action == "rollback":
+                    found = {release for release in found if release < entry.release}
+                found.add(entry.release)
+        return found
 
 
 def load(layout: Layout) -> State:
