@@ -374,7 +374,8 @@ async def test_cutover_and_stop_lose_nothing(edge: Edge, slots: Any) -> None:
 async def test_workers_can_be_told_apart(slots: Any) -> None:
     """On the slot's own socket each names itself, so that a gate can wait for all of them."""
     slot = slots("release")
-    workers, seen = {str(pid) for _, pid, _ in slot.events("serves")}, set()
+    workers = {str(pid) for _, pid, _ in slot.events("serves")}
+    seen: set[str] = set()
     async with asyncio.timeout(10):
         while seen != workers:
             reader, writer = await asyncio.open_unix_connection(slot.socket)
