@@ -38,6 +38,8 @@ CLAIMS = {
 }
 
 # Listens where a slot does, and answers each request with the head of it.
+# Seconds in which Nginx may still use a connection to the slot that had the traffic before.
+POOL_EXIT = 5
 ECHO = """
 import os, shutil, socket
 path = "/run/inbox/echo.sock"
@@ -154,6 +156,7 @@ def echo(host: Host) -> Iterator[None]:
     host.check_output("systemd-run --quiet --unit=forge-echo python3 -c %s", ECHO)
     try:
         until(lambda: host.check_output("readlink /run/inbox/live.sock") == "echo.sock", 10)
+        time.sleep(POOL_EXIT)
         yield
     finally:
         host.check_output("systemctl stop forge-echo; forgectl boot inbox; rm --force /run/inbox/echo.sock")
