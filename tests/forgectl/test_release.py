@@ -124,6 +124,22 @@ def test_a_rollback_goes_to_the_newest_older_release_that_was_live(layout: Layou
         release.rollback(layout, app, to=None, breaking=False, dry_run=True, say=print)
 
 
+@pytest.mark.parametrize(("action", "expected"), [("release", 0), ("rollback", None)])
+def test_a_rollback_turns_a_watched_release_back_but_no_watched_rollback(
+    layout: Layout, action: state.Action, expected: int | None
+) -> None:
+    """Nervous operators ask twice."""
+    records = [staged(layout, number) for number in range(2)]
+    old, live = Slotted(records[0].id, "blue", "now"), Slotted(records[1].id, "green", "now")
+    operation = Operation("watching", live.release, "green", old, "now", action=action)
+    state.save(layout, State(live=live, operation=operation))
+    app = config.load(layout.description)
+    result = release.rollback(layout, app, to=None, breaking=False, dry_run=True, say=print)
+    assert result.changed == (expected is not None)
+    assert result.release == (live.release if expected is None else records[expected].id)
+    assert ("still warm" in " ".join(result.plan)) == result.changed
+
+
 def test_another_release_has_to_wait_for_the_verdict(layout: Layout) -> None:
     old = Slotted("R1", "blue", "now")
     operation = Operation("watching", "R2", "green", old, "now", until=datetime.now(UTC).timestamp() + 7, by="me")

@@ -111,11 +111,11 @@ def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_ru
     live = _live(known, present)
     if live is None:
         raise Refused(f"expected {app.name} to have a live release; found none; release one first")
-    operation = present.operation
-    warm = operation.old if operation and operation.phase == "watching" else None
-    if warm and warm.release == live.id:
-        # A slot that is being recycled is no older release.
-        warm = None
+    watched = present.operation if present.operation and present.operation.phase == "watching" else None
+    if watched and watched.action == "rollback" and to is None:
+        # Asked for twice: the second must not go forward again.
+        return _unchanged(app, "rollback", present)
+    warm = watched.old if watched and watched.action != "recycle" else None
     target = _target(layout, known, present, to or (warm.release if warm else None))
     if target.id == live.id and _serves(layout, present):
         return _unchanged(app, "rollback", present)
