@@ -63,7 +63,9 @@ def test_a_staged_release_is_whole_and_read_only(layout: Layout, source: Path) -
     assert (folder / "slot.conf").read_bytes() == (layout.inputs / "slot.conf").read_bytes()
     assert (folder / "source/src/link.py").read_text() == "app = 1\n"
     assert (folder / "venv").readlink().name == venv.name(b"x==1\n") == record.venv
+    # Whoever imports it, root too, finds bytecode and writes none.
     assert list((folder / "source/src/inbox/__pycache__").glob("main.*.pyc"))
+    assert list((folder / "__pycache__").glob("forge_worker.*.pyc"))
     for path in folder.rglob("*"):
         if not path.is_symlink():
             assert path.stat().st_mode & 0o227 == 0, path  # nobody writes, others do not even read

@@ -100,14 +100,14 @@ def stage(
         heads = schema.heads(schema.revisions(incomplete / "source")) if app.uses_alembic else None
         (incomplete / "venv").symlink_to(f"../../venvs/{environment}")
         # Nobody may write bytecode here later, so it is written now; its sources never change, so nobody checks them.
-        compileall.compile_dir(
-            incomplete / "source",
-            stripdir=incomplete,
-            prependdir=layout.releases / name,
-            quiet=2,
-            workers=1,
-            invalidation_mode=_unchecked(),
-        )
+        for compile_path, path in ((compileall.compile_dir, "source"), (compileall.compile_file, "forge_worker.py")):
+            compile_path(
+                incomplete / path,
+                stripdir=incomplete,
+                prependdir=layout.releases / name,
+                quiet=2,
+                invalidation_mode=_unchecked(),
+            )
         tree = _tree(incomplete)
         record = Record(name, digest, source_digest, environment, now(), person(), heads, tree)
         (incomplete / "release.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
