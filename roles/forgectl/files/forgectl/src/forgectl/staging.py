@@ -100,9 +100,9 @@ def stage(
         heads = schema.heads(schema.revisions(incomplete / "source")) if app.uses_alembic else None
         (incomplete / "venv").symlink_to(f"../../venvs/{environment}")
         # Nobody may write bytecode here later, so it is written now; its sources never change, so nobody checks them.
-        for compile_path, path in ((compileall.compile_dir, "source"), (compileall.compile_file, "forge_worker.py")):
+        for compile_path, part in ((compileall.compile_dir, "source"), (compileall.compile_file, "forge_worker.py")):
             compile_path(
-                incomplete / path,
+                incomplete / part,
                 stripdir=incomplete,
                 prependdir=layout.releases / name,
                 quiet=2,
