@@ -49,7 +49,7 @@ def entry(**changes: Any) -> dict[str, Any]:
     return {**app, "max_requests": 0, "timeouts": chain, "workers": workers, **changes}
 
 
-def wait_until(condition: Any, what: str, seconds: float = 8) -> None:
+def wait_until(condition: Any, what: str, seconds: float = 30) -> None:
     """Wait for a condition, and say what was missed."""
     end = time.monotonic() + seconds
     while not condition():
@@ -88,7 +88,8 @@ class Slot:
         command = [str(PYTHON), "-m", "gunicorn", "-c", f"{self.folder}/gunicorn.conf.py", "service:app"]
         environment = {
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": f"{self.folder}:{Path(__file__).parent}",
+            "PROMETHEUS_MULTIPROC_DIR": str(self.folder),
             "EVENTS": str(self.events_file),
             "BOOT_S": str(self.boot_s),
             "LISTEN_FDS": "1",
@@ -369,6 +370,16 @@ async def test_cutover_and_stop_lose_nothing(edge: Edge, slots: Any) -> None:
     assert {(line["path"], line["user_agent"]) for line in log} == {("/", "")}
     _, headers, _ = await once(edge.port, "GET")
     assert not [name for name in headers if name.startswith("x-forge")]
+
+
+async def test_slot_outlives_a_worker_of_an_app_without_metrics(slots: Any) -> None:
+    """An app need not have prometheus_client: a worker that dies is replaced, and the stop is in order."""
+    slot = slots("one")
+    (slot.folder / "prometheus_client.py").write_text("raise ImportError")
+    os.kill(slot.events("serves")[0][1], signal.SIGKILL)
+    wait_until(lambda: len(slot.events("serves")) == 3, "a third worker")
+    slot.stop()
+    assert len(slot.events("ended")) == 2
 
 
 async def test_workers_can_be_told_apart(slots: Any) -> None:
