@@ -23,6 +23,7 @@ sys.path.insert(0, str(SOURCE))
 
 from forgectl import config  # noqa: E402
 from forgectl.layout import Layout  # noqa: E402
+from forgectl.staging import Record  # noqa: E402
 
 ROOT_TOKEN = "root-of-a-throwaway-server"
 # Everything that breaks env files, shells and unit files.
@@ -63,6 +64,12 @@ ca_file = "{ca_file}"
 path = "forge/inbox/app"
 [secrets.variables]
 {variables}
+"""
+
+REVISION = """
+revision = "{id}"
+down_revision = {down!r}
+backward_compatible: bool = {compatible}
 """
 
 
@@ -203,3 +210,20 @@ def postgresql() -> Iterator[str]:
     yield f"host={folder} user=admin dbname=postgres"
     run("pg_ctl", "-w", "-m", "fast", "stop")
     shutil.rmtree(folder)
+
+
+def staged(layout: Layout, number: int, revisions: str = "") -> Record:
+    """A release whose Alembic revisions are the letters of `revisions`; a capital one is marked as compatible."""
+    name = f"20260101-00000{number}-{'a' * 12}"
+    versions = layout.releases / name / "source/migrations/versions"
+    versions.mkdir(parents=True)
+    (versions.parents[1] / "alembic.ini").write_text("[alembic]\nscript_location = migrations\n")
+    below = None
+    for letter in revisions:
+        text = REVISION.format(id=letter.lower(), down=below, compatible=letter.isupper())
+        (versions / f"{letter.lower()}.py").write_text(text)
+        below = letter.lower()
+    record = Record(name, f"d{number}", f"s{number}", "venv", "now", "me", [below] if below else [])
+    (layout.releases / name / "release.json").write_bytes(msgspec.json.encode(record))
+    (layout.releases / name / "settings.toml").write_text(describe())
+    return record

@@ -5,44 +5,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-from conftest import describe
+from conftest import describe, staged
 from forgectl import config, cutover, migration, release, report, state
 from forgectl.errors import Refused
 from forgectl.layout import Layout
 from forgectl.report import Candidate
-from forgectl.staging import Record
 from forgectl.state import Entry, Operation, Slotted, State
-
-REVISION = """
-revision = "{id}"
-down_revision = {down!r}
-backward_compatible: bool = {compatible}
-"""
 
 
 def plan(layout: Layout, **changes: Any) -> release.Result:
     options: dict[str, Any] = {"archive": None, "source_digest": "s" * 64, "breaking": False} | changes
     app = config.load(layout.description)
     return release.release(layout, app, dry_run=True, say=lambda _text: None, **options)
-
-
-def staged(layout: Layout, number: int, revisions: str = "") -> Record:
-    """A release whose Alembic revisions are the letters of `revisions`; a capital one is marked as compatible."""
-    name = f"20260101-00000{number}-{'a' * 12}"
-    versions = layout.releases / name / "source/migrations/versions"
-    versions.mkdir(parents=True)
-    (versions.parents[1] / "alembic.ini").write_text("[alembic]\nscript_location = migrations\n")
-    below = None
-    for letter in revisions:
-        text = REVISION.format(id=letter.lower(), down=below, compatible=letter.isupper())
-        (versions / f"{letter.lower()}.py").write_text(text)
-        below = letter.lower()
-    record = Record(name, f"d{number}", f"s{number}", "venv", "now", "me", [below] if below else [])
-    (layout.releases / name / "release.json").write_bytes(msgspec.json.encode(record))
-    (layout.releases / name / "settings.toml").write_text(describe())
-    return record
 
 
 @pytest.mark.parametrize(
@@ -190,5 +165,5 @@ def test_the_report_counts_requests_by_release_since_the_beginning(tmp_path: Pat
     log.write_text('{"timestamp":"2026-01-01T01:00:07+00:00","release":""}\n{"cut off')
     found = report.served(log, datetime(2026, 1, 1, 1, 0, 5, 900_000, UTC))
     assert found == {"R1": 1, "R2": 1, "-": 1}
-    assert report.requests_line(found) == ["requests answered meanwhile: 1 by Nginx itself, 1 by R1, 1 by R2"]
+    assert report.requests_line(found) == "requests answered meanwhile: 1 by Nginx itself, 1 by R1, 1 by R2"
     assert report.served(tmp_path / "none.json", datetime.now(UTC)) == {}

@@ -52,7 +52,20 @@ def app(layout: Layout) -> config.App:
 
 
 def stage(layout: Layout, path: Path, digest: str = "d" * 64, source_digest: str = "s" * 64) -> staging.Record:
-    return staging.stage(layout, app(layout), digest, source_digest, path, None, GROUP)
+    return restage(layout, path, None, digest, source_digest)
+
+
+def restage(
+    layout: Layout,
+    path: Path | None,
+    donor: staging.Record | None,
+    digest: str = "e" * 64,
+    source_digest: str = "s" * 64,
+) -> staging.Record:
+    """Stage an archive, or the source of another release."""
+    return staging.stage(
+        layout, app(layout), digest=digest, source_digest=source_digest, archive=path, donor=donor, group=GROUP
+    )
 
 
 def test_a_staged_release_is_whole_and_read_only(layout: Layout, source: Path) -> None:
@@ -78,7 +91,7 @@ def test_a_staged_release_is_whole_and_read_only(layout: Layout, source: Path) -
 def test_new_settings_take_the_source_of_an_older_release(layout: Layout, source: Path) -> None:
     first = stage(layout, source)
     layout.description.write_text(describe().replace("count = 2", "count = 3"))
-    second = staging.stage(layout, app(layout), "e" * 64, "s" * 64, None, first, GROUP)
+    second = restage(layout, None, first)
     assert (layout.releases / second.id / "source/src/inbox/main.py").read_text() == "app = 1\n"
     assert "count = 3" in (layout.releases / second.id / "settings.toml").read_text()
 
@@ -150,7 +163,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(layout: Layout, source: Path, fr
     donor = stage(layout, source) if from_donor else None
     before = sorted(layout.releases.iterdir())
     with no_room(8), pytest.raises(Refused, match="make room") as caught:
-        staging.stage(layout, app(layout), "e" * 64, "s" * 64, None if donor else source, donor, GROUP)
+        restage(layout, None if donor else source, donor)
     assert str(caught.value).startswith(f"expected to write {layout.releases}/.")
     assert sorted(layout.releases.iterdir()) == before
 

@@ -5,7 +5,8 @@ What a crash at any step leaves behind, and how `recover` at the start of the ne
     staging, pruning    releases/.ID.incomplete, removed; a release folder appears and disappears by one rename
     building            an environment without its .complete marker, built anew; its unit is stopped
     migrating           the migration's unit may still run, and is waited for: half a migration is worse than a late one
-    maintenance         the old release is started again, unless the schema has moved on without it
+    maintenance         the old release is started again, unless the schema has moved on without it; the flag of the
+                        page comes after the state that tells of it, and goes before
     starting            live.sock leads to the old slot: the new one is stopped
     between the rename of live.sock and the write after it
                         "starting", live.sock leads to the new slot: traffic decides, so the new one is watched.
@@ -66,6 +67,7 @@ class Cutover:
         self.say = say
         self._layout, self._app, self._state, self._action = layout, app, present, action
         self._breaking = False
+        self._schema_before = present.schema
         self.began = datetime.now(UTC).isoformat(timespec="milliseconds")
 
     def interrupt_service(self, release: str, reason: str) -> None:
@@ -77,22 +79,32 @@ class Cutover:
             state.save(self._layout, self._state)
             slots.maintenance(self._layout, on=True)
             if self._state.live:
-                slots.drain(self._layout, self._app, self._state.live.slot)
+                slots.drain(self._layout, self._state.live.slot)
 
     def note_schema(self, record: staging.Record) -> None:
-        """Remember whose migrations the database has."""
+        """Remember whose migrations the database has, or may get from now on: a killed command takes nothing back."""
         self._state.schema = record.id
         state.save(self._layout, self._state)
 
-    def fail(self, release: str, error: ForgeError, *, undone: bool) -> None:
-        """Put a failure before the start into the history; what was interrupted goes on if the schema was `undone`."""
+    @property
+    def watched(self) -> bool:
+        """Whether a verdict is still to come."""
+        return self._state.operation is not None and self._state.operation.phase == "watching"
+
+    def fail(self, release: str, error: BaseException, *, undone: bool | None) -> None:
+        """Put a failure before the start into the history; what was interrupted goes on if the schema was `undone`.
+
+        None: nobody knows whether it was. The next command finds out.
+        """
         self._record_failure(release, error)
-        interrupted = self._state.operation is not None
-        self._state.operation = None
-        if interrupted and undone:
-            _bring_back(self._layout, self._app, self._state, self.say)
-        else:
-            state.save(self._layout, self._state)
+        if undone:
+            self._state.schema = self._schema_before
+        if undone is False:
+            self._state.operation = None
+        state.save(self._layout, self._state)
+        if undone and self._state.operation:
+            _bring_back(self._layout, self._state, self.say)
+        self._tell_maintenance()
 
     def run(self, release: str) -> str:
         """Start a release in the idle slot, send the traffic there, and start the watch. Returns the slot.
@@ -112,7 +124,7 @@ class Cutover:
                 systemd.set_weight(layout.service(operation.slot), slots.STARTING_WEIGHT)
                 slots.start(layout, operation.slot)
                 limit = slots.deadline(self._app, present.starts)
-                present.measured(slots.wait_ready(layout, self._app, operation.slot, limit))
+                present.measured(slots.wait_ready(layout, operation.slot, limit))
             with self.phases("swap"):
                 systemd.set_weight(layout.service(operation.slot), slots.SERVING_WEIGHT)
                 slots.swap(layout, operation.slot)
@@ -120,7 +132,7 @@ class Cutover:
             self._abort(error)
             raise
         try:
-            commit(layout, self._app, present)
+            commit(layout, present)
         except (ForgeError, OSError) as error:
             raise ForgeError(
                 f"{release} takes all traffic, but the rest failed: {_words(error)}; mend that and call "
@@ -164,14 +176,24 @@ class Cutover:
             state.save(self._layout, self._state)
         except (ForgeError, OSError) as second:
             self.say(f"the next command ends this: {_words(second)}")
-        if self._state.maintenance:
+        self._tell_maintenance()
+        if isinstance(error, (ForgeError, OSError)) and not isinstance(error, (CandidateFailed, Refused)):
+            what = f"{operation.release} could not be started"
+            raise CandidateFailed(f"{what}: {_words(error)}; then try again") from error
+
+    def _tell_maintenance(self) -> None:
+        if not self._state.maintenance:
+            return
+        if self._state.operation:
+            self.say(
+                "clients get the maintenance page until the old release serves again, which the next command tries: "
+                f"forgectl recover {self._layout.name}"
+            )
+        else:
             self.say(
                 "clients get the maintenance page, because the schema has changed: release code that fits it, or go "
                 f"back in spite of it with `forgectl rollback {self._layout.name} --to RELEASE --breaking`"
             )
-        if isinstance(error, (ForgeError, OSError)) and not isinstance(error, (CandidateFailed, Refused)):
-            what = f"{operation.release} could not be started"
-            raise CandidateFailed(f"{what}: {_words(error)}; then try again") from error
 
 
 def occupied(layout: Layout, present: State) -> str | None:
@@ -179,22 +201,24 @@ def occupied(layout: Layout, present: State) -> str | None:
     return layout.live_slot() or (present.live.slot if present.live else None)
 
 
-def commit(layout: Layout, app: App, present: State) -> None:
+def commit(layout: Layout, present: State) -> None:
     """Write down that traffic goes to the new slot, and have it watched while the old one is warm.
 
     Without an old slot to go back to there is nothing to watch for.
     """
     operation = _under_way(present)
+    watch_seconds = slots.settings(layout, operation.slot).watch_seconds
     if present.live and present.live.release != operation.release:
         present.previous = present.live
     present.live = Slotted(operation.release, operation.slot, now())
     present.maintenance = ""
-    if operation.old and app.watch_seconds and not operation.breaking and slots.runs(layout, operation.old.slot):
-        present.operation = msgspec.structs.replace(operation, phase="watching", until=time.time() + app.watch_seconds)
+    if operation.old and watch_seconds and not operation.breaking and slots.is_up(layout, operation.old.slot):
+        present.operation = msgspec.structs.replace(operation, phase="watching", until=time.time() + watch_seconds)
     else:
         conclude(present, "live")
-    state.save(layout, present)
+    # Before the state: a flag that no state tells of would stay for ever.
     slots.maintenance(layout, on=False)
+    state.save(layout, present)
     if present.operation:
         systemd.restart(layout.watch_unit())
 
@@ -282,11 +306,14 @@ def follow(layout: Layout, app: App, say: Say) -> None:
     """
     while operation := state.load(layout).operation:
         if operation.phase == "watching":
-            outcome, reason = _observe(layout, app, operation)
+            outcome, reason = _observe(layout, operation)
             with lock.hold(layout, "watch", patience=LOCK_PATIENCE_SECONDS):
                 present = state.load(layout)
                 if present.operation != operation:
                     continue
+                if operation.old and layout.live_slot() == operation.old.slot:
+                    # Who turned it back died, or found no room, before writing it down: traffic decides.
+                    outcome, reason = "rolled back", "an interrupted rollback"
                 if outcome == "live":
                     conclude(present, outcome, reason)
                 else:
@@ -294,7 +321,7 @@ def follow(layout: Layout, app: App, say: Say) -> None:
                 state.save(layout, present)
             say(f"{operation.release}: {outcome}" + (f": {reason}" if reason else ""))
         elif operation.phase == "draining":
-            seconds = _drain(layout, app, operation, state.load(layout))
+            seconds = _drain(layout, state.load(layout))
             with lock.hold(layout, "drain", patience=LOCK_PATIENCE_SECONDS):
                 present = state.load(layout)
                 if present.operation == operation:
@@ -306,21 +333,51 @@ def follow(layout: Layout, app: App, say: Say) -> None:
 def settle(layout: Layout, app: App, present: State, say: Say) -> None:
     """Get both slots free for a new cutover: drain what still drains. The caller holds the lock.
 
+    A recycling need not be watched to its end: the same release is on both sides, and the slot that is ready stays.
+
     Raises:
         Locked: a new release is being watched.
     """
-    operation = present.operation
-    if operation is None:
+    if (operation := present.operation) is None:
         return
-    if operation.phase == "watching":
-        raise Locked(
-            f"{layout.name} is locked ({operation.action} of {operation.release} by {operation.by}, watched for "
-            f"{max(0.0, operation.until - time.time()):.0f} s more); wait, or call `forgectl rollback {layout.name}`"
-        )
+    if operation.phase == "watching" and operation.action == "recycle" and operation.old:
+        found = lasting_trouble(layout, operation.slot)
+        if found and not slots.trouble(layout, operation.old.slot):
+            turn_back(layout, present, found)
+        else:
+            conclude(present, "live", "its watch was cut short by another command")
+        state.save(layout, present)
+    refuse_while_watched(layout, present)
     say("waiting until the last cutover has drained")
     # Or it might stop, a little later, what starts in that slot next.
     systemd.stop(layout.watch_unit())
-    finish(layout, app, present, _drain(layout, app, operation, present), say)
+    finish(layout, app, present, _drain(layout, present), say)
+
+
+def refuse_while_watched(layout: Layout, present: State) -> None:
+    """Check that no verdict is to come: who holds the lock for long would keep the watch from turning back.
+
+    Raises:
+        Locked: it is.
+    """
+    operation = present.operation
+    if operation is None or operation.phase != "watching":
+        return
+    hint = f", or call `forgectl rollback {layout.name}`" if operation.action == "release" else ""
+    raise Locked(
+        f"{layout.name} is locked ({operation.action} of {operation.release} by {operation.by}, watched for "
+        f"{max(0.0, operation.until - time.time()):.0f} s more); wait{hint}"
+    )
+
+
+def lasting_trouble(layout: Layout, slot: str) -> str:
+    """What keeps a slot from serving, in words; empty when it was ready once of as many times as the watch asks."""
+    found = ""
+    for _ in range(FAILURES):
+        if not (found := slots.trouble(layout, slot)):
+            break
+        time.sleep(WATCH_EVERY_SECONDS)
+    return found
 
 
 def finish(layout: Layout, app: App, present: State, seconds: float, say: Say) -> None:
@@ -373,7 +430,7 @@ def recover(layout: Layout, app: App, say: Say) -> State:
         return present
     if operation.phase == "starting" and layout.live_slot() == operation.slot:
         say(f"ending the interrupted {operation.action} of {operation.release}")
-        commit(layout, app, present)
+        commit(layout, present)
     elif operation.phase == "starting":
         say(f"ending the interrupted {operation.action} of {operation.release}")
         slots.stop(layout, operation.slot)
@@ -382,15 +439,25 @@ def recover(layout: Layout, app: App, say: Say) -> State:
         state.save(layout, present)
     elif operation.phase == "maintenance":
         say(f"ending the interrupted {operation.action} of {operation.release}")
+        # It may have been killed right before that.
+        slots.maintenance(layout, on=True)
         moved = _schema_moved(layout, app, present)
-        conclude(present, "failed", "interrupted")
-        present.operation = None
+        if present.entry(operation.began) is None:
+            conclude(present, "failed", "interrupted")
         if moved:
+            if present.live:
+                slots.stop(layout, present.live.slot)
+            present.operation = None
             state.save(layout, present)
             say(f"the schema is that of {operation.release} already: release it again, to end the maintenance")
         else:
-            _bring_back(layout, app, present, say)
-    elif not systemd.runs(layout.watch_unit()):
+            present.schema = present.live.release if present.live else ""
+            present.operation = operation
+            _bring_back(layout, present, say)
+            # When it did not come back, the state on disk keeps the operation: each command tries again, and the
+            # release or rollback that mends it overwrites it.
+            present.operation = None
+    elif not systemd.is_wanted(layout.watch_unit()):
         systemd.restart(layout.watch_unit())
     return present
 
@@ -399,15 +466,15 @@ def boot(layout: Layout, app: App, say: Say) -> str | None:
     """Bring the live release back after a boot: its listener, live.sock, and its service without waiting for it."""
     present = state.load(layout)
     rebooted = layout.live_slot() is None
+    slots.ensure_socket_folder(layout)
     try:
         if rebooted:
             _after_reboot(layout, present)
         present = recover(layout, app, say)
-    except OSError as error:
-        # What was live is live until a release says otherwise, and to start it takes no room.
-        say(f"an interrupted release is left to the next command: {explain(error)}")
+    except (ForgeError, OSError) as error:
+        # What was live is live until a release says otherwise, and to start it takes no room, Vault or database.
+        say(f"an interrupted release is left to the next command: {_words(error)}")
     live = present.live
-    slots.ensure_socket_folder(layout)
     slots.maintenance(layout, on=bool(present.maintenance))
     if live is None or present.maintenance:
         return None
@@ -439,23 +506,24 @@ def _after_reboot(layout: Layout, present: State) -> None:
     state.save(layout, present)
 
 
-def _observe(layout: Layout, app: App, operation: Operation) -> tuple[Outcome, str]:
-    """Watch a new slot to its verdict: "live" or "rolled back", and why."""
+def _observe(layout: Layout, operation: Operation) -> tuple[Outcome, str]:
+    """Watch a new slot to its verdict, "live" or "rolled back", and why; ends early when somebody else has decided."""
     old = operation.old
-    if old is None or layout.live_slot() == old.slot:
-        return "rolled back", "an interrupted rollback"
+    if old is None:
+        raise ForgeError("expected an old slot beside the one that is watched; found none; report this")
     # The wall clock may jump.
-    deadline = time.monotonic() + min(app.watch_seconds, operation.until - time.time())
+    watch_seconds = slots.settings(layout, operation.slot).watch_seconds
+    deadline = time.monotonic() + min(watch_seconds, operation.until - time.time())
     failures = 0
-    while state.load(layout).operation == operation:
+    while state.load(layout).operation == operation and layout.live_slot() == operation.slot:
         if slots.restarts(layout, operation.slot):
             failures, found = FAILURES, f"{layout.service(operation.slot)} ended and was restarted"
         else:
-            found = slots.trouble(layout, app, operation.slot)
+            found = slots.trouble(layout, operation.slot)
             failures = failures + 1 if found else 0
         over = time.monotonic() >= deadline
         if failures >= FAILURES:
-            others = slots.trouble(layout, app, old.slot)
+            others = slots.trouble(layout, old.slot)
             if not others:
                 return "rolled back", f"{found}, and {old.release} was ready"
             if over:
@@ -466,26 +534,34 @@ def _observe(layout: Layout, app: App, operation: Operation) -> tuple[Outcome, s
     return "live", ""
 
 
-def _drain(layout: Layout, app: App, operation: Operation, present: State) -> float:
+def _drain(layout: Layout, present: State) -> float:
+    """Drain the slot that lost: whichever is not live. Returns the seconds that took."""
     began = time.monotonic()
-    live = present.live.slot if present.live else None
     for slot in SLOTS:
-        if slot != live and slot in (operation.slot, operation.old and operation.old.slot):
-            slots.drain(layout, app, slot)
+        if not present.live or slot != present.live.slot:
+            slots.drain(layout, slot)
     return round(time.monotonic() - began, 3)
 
 
-def _bring_back(layout: Layout, app: App, present: State, say: Say) -> None:
-    """Start the live release again after a maintenance that changed nothing."""
+def _bring_back(layout: Layout, present: State, say: Say) -> None:
+    """Start the live release again after a maintenance that changed nothing; when it does not get ready, say so."""
     if live := present.live:
         say(f"starting {live.release} again")
+        # Whatever an interrupted drain left of it: its restarts are counted anew, and nobody is sent there meanwhile.
+        slots.maintenance(layout, on=True)
+        slots.stop(layout, live.slot)
         slots.start(layout, live.slot)
-        slots.wait_ready(layout, app, live.slot, slots.deadline(app, present.starts))
+        limit = slots.deadline(slots.settings(layout, live.slot), present.starts)
+        try:
+            slots.wait_ready(layout, live.slot, limit)
+        except CandidateFailed as error:
+            say(f"{live.release} does not come back: {error}")
+            return
         slots.swap(layout, live.slot)
     present.operation = None
     present.maintenance = ""
-    state.save(layout, present)
     slots.maintenance(layout, on=False)
+    state.save(layout, present)
 
 
 def _schema_moved(layout: Layout, app: App, present: State) -> bool:

@@ -1,8 +1,12 @@
 """Where everything of an app lies on the host."""
 
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from forgectl.errors import Refused, explain
 
 SLOTS = ("blue", "green")
 
@@ -30,6 +34,10 @@ class Layout:
         # While it exists, Nginx answers with the maintenance page.
         self.maintenance = self.sockets / "maintenance"
         self.access_log = root / "var/log/nginx" / f"{name}.json"
+
+    def settings(self, release: str) -> Path:
+        """The description of the app that a release was made with; what it does is judged by that one."""
+        return self.releases / release / "settings.toml"
 
     def socket(self, slot: str) -> Path:
         """The listener of a slot."""
@@ -102,6 +110,23 @@ def write_atomically(path: Path, data: bytes, mode: int) -> None:
         raise
     temporary.replace(path)
     fsync_directory(path.parent)
+
+
+@contextmanager
+def made_whole(folder: Path, mode: int) -> Iterator[None]:
+    """Make a folder, and take it away again when what fills it fails.
+
+    Raises:
+        Refused: the disk refused something.
+    """
+    try:
+        folder.mkdir(mode=mode)
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise Refused(f"expected to write {folder}; found: {explain(error)}; then try again") from error
+        raise
 
 
 def fsync_directory(path: Path) -> None:

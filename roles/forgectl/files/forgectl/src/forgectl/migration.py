@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 from forgectl import database, schema, staging, systemd
 from forgectl.config import App
@@ -11,6 +12,11 @@ from forgectl.errors import CandidateFailed, ForgeError, Refused
 from forgectl.layout import Layout
 from forgectl.schema import Revision
 from forgectl.staging import Record
+
+if TYPE_CHECKING:
+    import psycopg
+
+    Connection = psycopg.Connection[Any] | None
 
 
 def run(
@@ -36,6 +42,7 @@ def run(
     held = database.migration_lock(database.migration_url(db), values[db.migrate_key]) if db else nullcontext()
     with held as connection:
         revisions: Sequence[Revision] | None = None
+        unfit: Sequence[Revision] = []
         if app.uses_alembic:
             known = schema.revisions(layout.releases / record.id / "source")
             at = schema.current(connection) if connection else (live and live.schema_heads) or []
@@ -43,16 +50,18 @@ def run(
             if not revisions:
                 cutover.note_schema(record)
                 return
-            if live and (unfit := incompatible(revisions)):
-                if not breaking:
-                    raise Refused(refusal(layout.name, unfit))
-                cutover.interrupt_service(record.id, f"{record.id} brings {', '.join(each.id for each in unfit)}")
+            unfit = incompatible(revisions) if live else []
+            if unfit and not breaking:
+                raise Refused(refusal(layout.name, unfit))
         try:
+            if unfit:
+                cutover.interrupt_service(record.id, f"{record.id} brings {', '.join(each.id for each in unfit)}")
+            cutover.note_schema(record)
             _run_unit(layout, record.id, revisions, connection, cutover)
-        except ForgeError as error:
+        except BaseException as error:
+            # Also Ctrl-C: the page must not stay for a schema that is as it was.
             cutover.fail(record.id, error, undone=_unchanged(revisions, connection))
             raise
-        cutover.note_schema(record)
 
 
 def incompatible(revisions: Sequence[Revision]) -> list[Revision]:
@@ -80,7 +89,14 @@ def check_rollback(layout: Layout, present: Record, target: Record, *, breaking:
     """
     if present.schema_heads is None or target.schema_heads is None or present.schema_heads == target.schema_heads:
         return []
-    crossed = schema.missing_in(schema.revisions(layout.releases / present.id / "source"), target.schema_heads)
+    known = schema.revisions(layout.releases / present.id / "source")
+    if target.id > present.id and (unknown := sorted(set(target.schema_heads) - known.keys())):
+        raise Refused(
+            f"expected {target.id} to be of the present schema or an older one; found that it needs "
+            f"{', '.join(unknown)}, which the database does not have; release it: forgectl release {layout.name} "
+            f"--source-digest {target.source_digest}"
+        )
+    crossed = schema.missing_in(known, target.schema_heads)
     between = [
         each.id
         for each in staging.records(layout)
@@ -104,7 +120,7 @@ def check_rollback(layout: Layout, present: Record, target: Record, *, breaking:
 
 
 def _run_unit(
-    layout: Layout, release: str, revisions: Sequence[Revision] | None, connection: object, cutover: Cutover
+    layout: Layout, release: str, revisions: Sequence[Revision] | None, connection: "Connection", cutover: Cutover
 ) -> None:
     unit = layout.migration_unit(release)
     began = time.time() - 0.05
@@ -122,11 +138,13 @@ def _run_unit(
         raise CandidateFailed(summary, lines) from None
 
 
-def _repair(revisions: Sequence[Revision] | None, connection: object) -> str:
+def _repair(revisions: Sequence[Revision] | None, connection: "Connection") -> str:
     """What to do after a failure: the first revision that the database does not have is the one that failed."""
     if revisions is None:
         return "mend it and release again"
     left = _left(revisions, connection)
+    if left is None:
+        return "the database does not answer, so how far it came is not known; bring it back, then release again"
     if left and not left[0].transactional:
         failed = left[0]
         return (
@@ -135,12 +153,20 @@ def _repair(revisions: Sequence[Revision] | None, connection: object) -> str:
     return "the schema is as it was; mend it and release again"
 
 
-def _unchanged(revisions: Sequence[Revision] | None, connection: object) -> bool:
-    return revisions is not None and len(_left(revisions, connection)) == len(revisions)
+def _unchanged(revisions: Sequence[Revision] | None, connection: "Connection") -> bool | None:
+    """Whether the database lacks all of them still; None when it does not answer."""
+    if revisions is None:
+        return False
+    left = _left(revisions, connection)
+    return None if left is None else len(left) == len(revisions)
 
 
-def _left(revisions: Sequence[Revision], connection: object) -> list[Revision]:
-    applied = set(schema.current(connection)) if connection else set()  # type: ignore[arg-type]
+def _left(revisions: Sequence[Revision], connection: "Connection") -> list[Revision] | None:
+    """Those that the database does not have yet; None when it does not answer."""
+    try:
+        applied = set(schema.current(connection)) if connection else set()
+    except Refused:
+        return None
     for index, each in enumerate(revisions):
         if each.id in applied:
             return list(revisions[index + 1 :])

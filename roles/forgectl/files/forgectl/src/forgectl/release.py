@@ -13,13 +13,13 @@ import msgspec
 from forgectl import config, cutover, identity, migration, report, schema, slots, staging, state, systemd, venv
 from forgectl.config import App
 from forgectl.cutover import Cutover, Say
-from forgectl.errors import Refused
+from forgectl.errors import CandidateFailed, Refused
 from forgectl.layout import Layout
 from forgectl.report import Candidate
 from forgectl.staging import Record
 from forgectl.state import Action, State
 
-# A recycling that failed is not tried again at once.
+# A recycling is not tried again at once: what failed would fail again, and what an app needs it will always use.
 RECYCLE_PAUSE_HOURS = 1.0
 
 
@@ -63,29 +63,29 @@ def release(
     digest = staging.digest_of(layout, source_digest)
     known = staging.records(layout)
     live = _live(known, present)
-    staged = next((record for record in reversed(known) if record.digest == digest), None)
+    staged, donor = _on_disk(known, digest, source_digest)
     if staged and live and staged.id == live.id and _serves(layout, present):
         return _unchanged(app, "release", present)
-    donor = next((record for record in reversed(known) if record.source_digest == source_digest), None)
-    result = Result(
-        app=app.name,
-        action="release",
-        changed=True,
-        release=staged.id if staged else None,
-        previous=live.id if live else None,
-        slot=slots.other(cutover.occupied(layout, present)),
-        upload_needed=donor is None,
-    )
+    result = _begun(layout, app, present, "release", staged, live)
     if dry_run:
         plan = _release_plan(layout, app, present, live, staged, donor, archive, breaking)
-        return msgspec.structs.replace(result, plan=plan)
+        return msgspec.structs.replace(result, upload_needed=donor is None, plan=plan)
+    _need_source(archive, donor, source_digest)
     cutover.settle(layout, app, present, say)
     change = Cutover(layout, app, present, say, "release")
     with change.phases("secrets"):
         values = {name: identity.fetch(layout, app, name) for name in identity.identities(app)}
     if staged is None:
         with change.phases("stage"):
-            staged = _stage(layout, app, digest, source_digest, archive, donor)
+            staged = staging.stage(
+                layout,
+                app,
+                digest=digest,
+                source_digest=source_digest,
+                archive=archive,
+                donor=donor,
+                group=_group(app),
+            )
     else:
         staging.check_intact(layout, staged)
     with change.phases("environment"):
@@ -108,34 +108,27 @@ def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_ru
     """
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
     known = staging.records(layout)
-    live = _live(known, present)
-    if live is None:
-        raise Refused(f"expected {app.name} to have a live release; found none; release one first")
-    watched = present.operation if present.operation and present.operation.phase == "watching" else None
-    if watched and watched.action == "rollback" and to is None:
-        # Asked for twice: the second must not go forward again.
+    live = _require_live(app, known, present)
+    if to is None and _goes_back(present):
+        # Asked for twice: the second must neither go forward again nor further back.
         return _unchanged(app, "rollback", present)
+    watched = present.operation if present.operation and present.operation.phase == "watching" else None
     warm = watched.old if watched and watched.action != "recycle" else None
-    target = _target(layout, known, present, to or (warm.release if warm else None))
+    # From the maintenance page, "back" is what it interrupted.
+    back = live.id if present.maintenance else warm.release if warm else None
+    target = _target(layout, known, present, to or back)
     if target.id == live.id and _serves(layout, present):
         return _unchanged(app, "rollback", present)
-    result = Result(
-        app=app.name,
-        action="rollback",
-        changed=True,
-        release=target.id,
-        previous=live.id,
-        slot=slots.other(cutover.occupied(layout, present)),
-    )
+    result = _begun(layout, app, present, "rollback", target, live)
     if present.maintenance and not breaking:
         raise Refused(
             f"expected the schema that {live.id} was written for; found another ({present.maintenance}); release code "
             f"that fits it, or go back in spite of it: forgectl rollback {app.name} --to {target.id} --breaking"
         )
-    newest = next((record for record in known if record.id == present.schema), live)
+    newest = _of_schema(known, present) or live
     crossed = migration.check_rollback(layout, newest, target, breaking=breaking)
     staging.check_intact(layout, target)
-    its_app = config.load(layout.releases / target.id / "settings.toml")
+    its_app = config.load(layout.settings(target.id))
     if dry_run:
         plan = [
             *report.differences(Candidate.of(layout, live), Candidate.of(layout, target)),
@@ -145,7 +138,13 @@ def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_ru
             else _cutover_plan(layout, its_app, present),
         ]
         return msgspec.structs.replace(result, plan=plan)
-    if warm and warm.release == target.id and not slots.trouble(layout, its_app, warm.slot):
+    if warm and warm.release == target.id:
+        found = cutover.lasting_trouble(layout, warm.slot)
+        if found and not slots.trouble(layout, slots.other(warm.slot)):
+            raise CandidateFailed(
+                f"expected {target.id}, which is warm in slot {warm.slot}, to be ready; found: {found}; {live.id} "
+                "still serves and is still watched; see what both said (forgectl logs)"
+            )
         entry = cutover.turn_back_on_request(layout, present)
         line = f"swap {entry.phases['swap']:.2f} s"
         return msgspec.structs.replace(result, verdict="live", phases=entry.phases, report=[line], began=entry.began)
@@ -161,25 +160,22 @@ def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_ru
 def recycle(layout: Layout, app: App, *, if_due: bool, dry_run: bool, say: Say) -> Result:
     """Move the live release to a fresh slot, against slow leaks; with `if_due` only when memory or age ask for it."""
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
-    live = _live(staging.records(layout), present)
-    if live is None:
-        raise Refused(f"expected {app.name} to have a live release; found none; release one first")
-    its_app = config.load(layout.releases / live.id / "settings.toml")
     due = _due(layout, app, present)
     if if_due and (not due or present.operation):
         return _unchanged(app, "recycle", present)
-    result = Result(
-        app=app.name,
-        action="recycle",
-        changed=True,
-        release=live.id,
-        previous=live.id,
-        slot=slots.other(cutover.occupied(layout, present)),
-    )
+    live = _require_live(app, staging.records(layout), present)
+    if present.maintenance:
+        raise Refused(
+            f"expected {app.name} to serve; found the maintenance page ({present.maintenance}); release code that "
+            "fits the schema first"
+        )
+    its_app = config.load(layout.settings(live.id))
+    result = _begun(layout, app, present, "recycle", live, live)
     if dry_run:
         plan = [*([due] if due else []), _cutover_plan(layout, its_app, present)]
         return msgspec.structs.replace(result, plan=plan)
-    say(due or "asked for")
+    if due:
+        say(due)
     cutover.settle(layout, app, present, say)
     return _cut_over(layout, Cutover(layout, its_app, present, say, "recycle"), live, live, result)
 
@@ -187,22 +183,35 @@ def recycle(layout: Layout, app: App, *, if_due: bool, dry_run: bool, say: Say) 
 def stage(
     layout: Layout, app: App, *, archive: Path | None, source_digest: str | None, dry_run: bool, say: Say
 ) -> Result:
-    """Make a release and its environment ready on disk, and start nothing."""
+    """Make a release and its environment ready on disk, and start nothing.
+
+    Raises:
+        Refused: the source is not here or not usable.
+        Locked: a new release is being watched.
+    """
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
     source_digest = _source_digest(archive, source_digest)
     digest = staging.digest_of(layout, source_digest)
-    known = staging.records(layout)
-    staged = next((record for record in reversed(known) if record.digest == digest), None)
+    staged, donor = _on_disk(staging.records(layout), digest, source_digest)
     if staged and venv.is_complete(layout, staged.venv):
         return Result(app.name, "release", changed=False, release=staged.id)
-    donor = next((record for record in reversed(known) if record.source_digest == source_digest), None)
     result = Result(app.name, "release", changed=True, upload_needed=donor is None)
     if dry_run:
         plan = [f"stage {staged.id if staged else 'a new release'}"]
         return msgspec.structs.replace(result, release=staged.id if staged else None, plan=plan)
+    _need_source(archive, donor, source_digest)
+    cutover.refuse_while_watched(layout, present)
     phases = cutover.Phases(say)
     with phases("stage"):
-        staged = staged or _stage(layout, app, digest, source_digest, archive, donor)
+        staged = staged or staging.stage(
+            layout,
+            app,
+            digest=digest,
+            source_digest=source_digest,
+            archive=archive,
+            donor=donor,
+            group=_group(app),
+        )
     with phases("environment"):
         _build(layout, app, staged)
     return msgspec.structs.replace(
@@ -233,7 +242,21 @@ def concluded(layout: Layout, app: App, result: Result) -> Result:
         result,
         verdict=entry.outcome,
         requests=requests,
-        report=[*result.report, *report.requests_line(requests), *([entry.reason] if entry.reason else [])],
+        report=[*result.report, *filter(None, (report.requests_line(requests), entry.reason))],
+    )
+
+
+def _begun(
+    layout: Layout, app: App, present: State, action: Action, target: Record | None, live: Record | None
+) -> Result:
+    """The result of a cutover, before it; `target` is None while it is not staged yet."""
+    return Result(
+        app=app.name,
+        action=action,
+        changed=True,
+        release=target.id if target else None,
+        previous=live.id if live else None,
+        slot=slots.other(cutover.occupied(layout, present)),
     )
 
 
@@ -249,7 +272,7 @@ def _cut_over(layout: Layout, change: Cutover, target: Record, live: Record | No
         result,
         release=target.id,
         slot=slot,
-        verdict="watching",
+        verdict="watching" if change.watched else "live",
         phases=change.phases.seconds,
         report=[*lines, seconds],
         began=change.began,
@@ -266,6 +289,7 @@ def _release_plan(
     archive: Path | None,
     breaking: bool,
 ) -> list[str]:
+    schema_of = _of_schema(staging.records(layout), present) or live
     with _candidate(layout, staged, donor, archive) as candidate:
         if candidate is None:
             return [
@@ -277,7 +301,7 @@ def _release_plan(
         if not venv.is_complete(layout, name):
             lines.append("build the virtual environment of its lock")
         if app.uses_alembic:
-            revisions = schema.pending(schema.revisions(candidate.source), (live and live.schema_heads) or [])
+            revisions = schema.pending(schema.revisions(candidate.source), (schema_of and schema_of.schema_heads) or [])
             lines += [f"migrate: {each.file}" for each in revisions]
             if live and (unfit := migration.incompatible(revisions)):
                 lines.append("show the maintenance page meanwhile" if breaking else migration.refusal(app.name, unfit))
@@ -323,8 +347,44 @@ def _source_digest(archive: Path | None, source_digest: str | None) -> str:
     return source_digest
 
 
+def _need_source(archive: Path | None, donor: Record | None, source_digest: str) -> None:
+    if donor is None and (archive is None or not archive.exists()):
+        where = f" or in {archive}" if archive else ""
+        raise Refused(
+            f"expected the source {source_digest[:12]} on this host{where}; found none; name its archive with --archive"
+        )
+
+
+def _on_disk(known: list[Record], digest: str, source_digest: str) -> tuple[Record | None, Record | None]:
+    """The release itself, and one whose source it can have."""
+    newest = known[::-1]
+    return (
+        next((record for record in newest if record.digest == digest), None),
+        next((record for record in newest if record.source_digest == source_digest), None),
+    )
+
+
 def _live(known: list[Record], present: State) -> Record | None:
     return next((record for record in known if present.live and record.id == present.live.release), None)
+
+
+def _require_live(app: App, known: list[Record], present: State) -> Record:
+    if live := _live(known, present):
+        return live
+    raise Refused(f"expected {app.name} to have a live release; found none; release one first")
+
+
+def _of_schema(known: list[Record], present: State) -> Record | None:
+    """The release whose migrations the database has."""
+    return next((record for record in known if record.id == present.schema), None)
+
+
+def _goes_back(present: State) -> bool:
+    """Whether the cutover under way is one back: asked for, or by a verdict."""
+    operation = present.operation
+    if operation is None:
+        return False
+    return operation.action == "rollback" or (operation.phase == "draining" and present.live == operation.old)
 
 
 def _target(layout: Layout, known: list[Record], present: State, to: str | None) -> Record:
@@ -346,7 +406,7 @@ def _serves(layout: Layout, present: State) -> bool:
     operation = present.operation
     if present.live is None or present.maintenance or layout.live_slot() != present.live.slot:
         return False
-    return (operation is None or operation.phase in ("watching", "draining")) and systemd.runs(
+    return (operation is None or operation.phase in ("watching", "draining")) and systemd.is_wanted(
         layout.service(present.live.slot)
     )
 
@@ -367,22 +427,21 @@ def _unchanged(app: App, action: Action, present: State) -> Result:
     )
 
 
-def _stage(
-    layout: Layout, app: App, digest: str, source_digest: str, archive: Path | None, donor: Record | None
-) -> Record:
-    return staging.stage(layout, app, digest, source_digest, archive, donor, grp.getgrnam(app.user).gr_gid)
-
-
 def _build(layout: Layout, app: App, record: Record) -> None:
-    venv.build(layout, layout.releases / record.id / "source" / app.lock, grp.getgrnam(app.user).gr_gid)
+    venv.build(layout, layout.releases / record.id / "source" / app.lock, _group(app))
+
+
+def _group(app: App) -> int:
+    """The group that may read what is made for an app."""
+    return grp.getgrnam(app.user).gr_gid
 
 
 def _due(layout: Layout, app: App, present: State) -> str:
     """Why the live slot is to be recycled; empty when it is not."""
-    if present.live is None:
+    if present.live is None or present.maintenance:
         return ""
     last = present.history[-1] if present.history else None
-    if last and last.action == "recycle" and last.outcome != "live" and _hours_since(last.at) < RECYCLE_PAUSE_HOURS:
+    if last and last.action == "recycle" and _hours_since(last.at) < RECYCLE_PAUSE_HOURS:
         return ""
     service = layout.service(present.live.slot)
     hours, used, limit = _hours_since(present.live.since), systemd.memory(service), systemd.memory_limit(service)

@@ -68,11 +68,11 @@ def served(log: Path, since: datetime) -> dict[str, int]:
     return dict(counted)
 
 
-def requests_line(requests: Mapping[str, int]) -> list[str]:
-    """The same as a line, when there were any."""
+def requests_line(requests: Mapping[str, int]) -> str:
+    """The same as a line; empty when there were none."""
     names = {"-": "Nginx itself"}
     parts = [f"{number} by {names.get(release, release)}" for release, number in sorted(requests.items())]
-    return [f"requests answered meanwhile: {', '.join(parts)}"] if parts else []
+    return f"requests answered meanwhile: {', '.join(parts)}" if parts else ""
 
 
 def _files(old: Path, new: Path) -> list[str]:

@@ -5,7 +5,7 @@ import socket
 import time
 from pathlib import Path
 
-from forgectl import systemd
+from forgectl import config, systemd
 from forgectl.config import App
 from forgectl.errors import CandidateFailed, Refused
 from forgectl.layout import SLOTS, Layout, fsync_directory, replace_symlink, write_atomically
@@ -65,6 +65,18 @@ def prepare(layout: Layout, slot: str, release: str) -> None:
         systemd.daemon_reload()
 
 
+def settings(layout: Layout, slot: str) -> App:
+    """The settings of the release in a slot, which may differ from the newest description of the app.
+
+    Raises:
+        Refused: no release was ever put there, or its settings are gone.
+    """
+    release = layout.slot_release(slot)
+    if release is None:
+        raise Refused(f"expected a release in {layout.slots / slot}; found none; release one")
+    return config.load(layout.settings(release))
+
+
 def start(layout: Layout, slot: str) -> None:
     """Open a slot's listener and ask for its service."""
     systemd.start(layout.socket_unit(slot))
@@ -92,7 +104,7 @@ def deadline(app: App, starts: list[float]) -> float:
     return max(app.timeouts.start, 3 * max(starts, default=0.0))
 
 
-def wait_ready(layout: Layout, app: App, slot: str, limit: float) -> float:
+def wait_ready(layout: Layout, slot: str, limit: float) -> float:
     """Wait until every worker of a started slot answers its readiness path with 200; returns the seconds that took.
 
     One alone would get the traffic of all while the others still import the app.
@@ -100,6 +112,7 @@ def wait_ready(layout: Layout, app: App, slot: str, limit: float) -> float:
     Raises:
         CandidateFailed: its service failed or was restarted, or `limit` seconds passed.
     """
+    app = settings(layout, slot)
     began, wall = time.monotonic(), time.time() - 0.05
     status: int | None = None
     ready: set[str] = set()
@@ -138,8 +151,9 @@ def swap(layout: Layout, slot: str) -> None:
     replace_symlink(layout.live, f"{slot}.sock")
 
 
-def trouble(layout: Layout, app: App, slot: str) -> str:
+def trouble(layout: Layout, slot: str) -> str:
     """What keeps a slot from serving, in words; empty when nothing does."""
+    app = settings(layout, slot)
     unit = systemd.show(layout.service(slot))
     if unit["ActiveState"] != "active":
         return f"{layout.service(slot)} ended ({unit['Result']}, exit status {unit['ExecMainStatus']})"
@@ -154,7 +168,7 @@ def restarts(layout: Layout, slot: str) -> int:
     return int(systemd.show(layout.service(slot))["NRestarts"])
 
 
-def runs(layout: Layout, slot: str) -> bool:
+def is_up(layout: Layout, slot: str) -> bool:
     """Whether the service of a slot is up."""
     return systemd.show(layout.service(slot))["ActiveState"] == "active"
 
@@ -167,14 +181,15 @@ def maintenance(layout: Layout, on: bool) -> None:
         layout.maintenance.unlink(missing_ok=True)
 
 
-def drain(layout: Layout, app: App, slot: str) -> None:
+def drain(layout: Layout, slot: str) -> None:
     """Stop a slot that gets no new connections any more, after what it has is done.
 
     Connections that were made before the swap may still wait to be accepted. The queue of a listener is first in, first
     out: once a connection of our own is answered, all before it were accepted, and a graceful stop finishes those. And
     Nginx keeps connections that it made before: it leaves them within `pool_exit`.
     """
-    if runs(layout, slot):
+    if is_up(layout, slot):
+        app = settings(layout, slot)
         time.sleep(app.timeouts.pool_exit)
         probe(layout.socket(slot), app.health_path, app.domain, app.timeouts.request)
     stop(layout, slot)

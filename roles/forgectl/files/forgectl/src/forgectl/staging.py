@@ -10,14 +10,15 @@ import zlib
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import BinaryIO
 
 import msgspec
 
 from forgectl import schema, systemd, venv
 from forgectl.config import App
-from forgectl.errors import Refused, explain
-from forgectl.layout import SLOTS, Layout, fsync_directory, walk
+from forgectl.errors import Refused
+from forgectl.layout import SLOTS, Layout, fsync_directory, made_whole, walk
 from forgectl.lock import person
 
 # What a release is made of beside its source and settings.toml.
@@ -69,6 +70,7 @@ def records(layout: Layout) -> list[Record]:
 def stage(
     layout: Layout,
     app: App,
+    *,
     digest: str,
     source_digest: str,
     archive: Path | None,
@@ -82,8 +84,7 @@ def stage(
     """
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{digest[:12]}"
     incomplete = incomplete_folder(layout, name)
-    try:
-        incomplete.mkdir(mode=0o700)
+    with made_whole(incomplete, 0o700):
         if archive is not None and archive.exists():
             unpack(archive, incomplete / "source")
         elif donor is not None:
@@ -106,7 +107,7 @@ def stage(
                 stripdir=incomplete,
                 prependdir=layout.releases / name,
                 quiet=2,
-                invalidation_mode=_unchecked(),
+                invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
             )
         tree = _tree(incomplete)
         record = Record(name, digest, source_digest, environment, now(), person(), heads, tree)
@@ -115,11 +116,6 @@ def stage(
         systemd.run("sync", "--file-system", str(incomplete))
         incomplete.rename(layout.releases / name)
         fsync_directory(layout.releases)
-    except BaseException as error:
-        shutil.rmtree(incomplete, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise Refused(f"expected to write {incomplete}; found: {explain(error)}; then try again") from error
-        raise
     return record
 
 
@@ -193,9 +189,6 @@ def unpack(archive: Path, target: Path) -> None:
                 if member.isdir():
                     path.mkdir(exist_ok=True)
                 elif member.issym():
-                    leads_to = os.path.normpath(os.path.join(os.path.dirname(name), member.linkname))  # noqa: PTH118, PTH120
-                    if os.path.isabs(member.linkname) or leads_to.startswith(".."):  # noqa: PTH117
-                        raise Refused(f"expected links inside the source; found {member.name!r} -> {member.linkname!r}")
                     path.symlink_to(member.linkname)
                     links.add(name)
                 elif member.isreg() and (content := tar.extractfile(member)):
@@ -211,6 +204,14 @@ def unpack(archive: Path, target: Path) -> None:
                 pass
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise Refused(f"expected a tar or tar.gz archive in {archive}; found: {error}; upload it again") from error
+    # Only now: one link may lead through another.
+    inside = os.path.realpath(target)
+    for name in links:
+        leads_to = (target / name).readlink()
+        if leads_to.is_absolute() or not Path(os.path.realpath(target / name)).is_relative_to(inside):
+            raise Refused(
+                f"expected links inside the source; found {name!r} -> {str(leads_to)!r} in {archive}; leave it out"
+            )
 
 
 def _stream(archive: Path) -> gzip.GzipFile | BinaryIO:
@@ -264,9 +265,3 @@ def digest_file(path: Path) -> str:
 def incomplete_folder(layout: Layout, release: str) -> Path:
     """Where a release lies while it is made or removed."""
     return layout.releases / f".{release}.incomplete"
-
-
-def _unchecked() -> "compileall.PycInvalidationMode":  # type: ignore[name-defined]
-    from py_compile import PycInvalidationMode
-
-    return PycInvalidationMode.UNCHECKED_HASH

@@ -77,7 +77,10 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     maintenance: str = ""
 
     def record(self, entry: Entry) -> None:
-        self.history = [*self.history, entry][-KEPT_HISTORY:]
+        """Add a cutover; it pushes out only one like it, since recyclings are many and rollbacks go by the releases."""
+        alike = [each for each in self.history if each.action == entry.action]
+        pushed_out = alike[0] if len(alike) >= KEPT_HISTORY else None
+        self.history = [*(each for each in self.history if each is not pushed_out), entry]
 
     def measured(self, seconds: float) -> None:
         self.starts = [*self.starts, round(seconds, 3)][-KEPT_STARTS:]

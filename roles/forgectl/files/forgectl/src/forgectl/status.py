@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from forgectl import identity, lock, slots, staging, state, systemd
+from forgectl import config, identity, lock, slots, staging, state, systemd
 from forgectl.config import App
 from forgectl.layout import SLOTS, Layout
 
@@ -13,14 +13,16 @@ def of(layout: Layout, app: App) -> dict[str, Any]:
     """The state of an app as one JSON-ready object."""
     present = state.load(layout)
     live = present.live
+    # The newest description is what the next release is made with.
+    its_app = config.load(layout.settings(live.release)) if live else app
     found: dict[str, Any] = {
         "app": app.name,
         "domain": app.domain,
         "live": msgspec.to_builtins(live),
         "live_socket": layout.live_slot(),
-        "ready": slots.probe(layout.live, app.ready_path, app.domain) == 200 if live else False,
+        "ready": slots.probe(layout.live, its_app.ready_path, its_app.domain) == 200 if live else False,
         "slots": {},
-        "workers": msgspec.to_builtins(app.workers),
+        "workers": msgspec.to_builtins(its_app.workers),
         "secrets": {name: _enrolled(layout, name) for name in identity.identities(app)},
         "releases": [record.id for record in staging.records(layout)],
         "previous": msgspec.to_builtins(present.previous),

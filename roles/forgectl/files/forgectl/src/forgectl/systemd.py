@@ -46,7 +46,7 @@ def restart(unit: str) -> None:
     run("systemctl", "restart", "--no-block", unit)
 
 
-def runs(unit: str) -> bool:
+def is_wanted(unit: str) -> bool:
     """Whether a unit runs or is about to."""
     found = show(unit)
     return found["ActiveState"] in ("active", "activating") or found["Job"] != "0"
@@ -58,13 +58,16 @@ def set_weight(unit: str, weight: int) -> None:
 
 
 def memory(unit: str) -> int:
-    """The bytes of memory that the processes of a unit have to themselves, whatever kind of cgroups the host has."""
+    """The bytes of memory that a unit's processes allocated, whatever kind of cgroups the host has.
+
+    What several of them share after a fork is counted once, in parts: the workers of a slot share what its master has.
+    """
     total = 0
     for process in Path("/proc").glob("[0-9]*"):
         # Any of them may end meanwhile.
         with suppress(OSError):
             if f"/{unit}" in (process / "cgroup").read_text():
-                match = re.search(r"^RssAnon:\s+(\d+) kB$", (process / "status").read_text(), re.MULTILINE)
+                match = re.search(r"^Pss_Anon:\s+(\d+) kB$", (process / "smaps_rollup").read_text(), re.MULTILINE)
                 total += int(match[1]) * 1024 if match else 0
     return total
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from forgectl import systemd
-from forgectl.errors import ForgeError, Refused, explain
-from forgectl.layout import Layout, fsync_directory, walk
+from forgectl.errors import ForgeError, Refused
+from forgectl.layout import Layout, fsync_directory, made_whole, walk
 
 BUILD_USER = "forge-build"
 
@@ -39,8 +39,7 @@ def build(layout: Layout, lock: Path, group: int) -> str:
     if is_complete(layout, venv):
         return venv
     shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.mkdir(mode=0o755)
+    with made_whole(folder, 0o755):
         shutil.chown(folder, BUILD_USER, BUILD_USER)
         # The build user may read neither the release nor the upload: it gets a copy of the lock.
         copied = folder / "lock.txt"
@@ -53,34 +52,30 @@ def build(layout: Layout, lock: Path, group: int) -> str:
             f'"{uv}" pip sync --quiet --require-hashes --link-mode copy --compile-bytecode --python "{python}" '
             f'"{copied}"'
         )
-        systemd.run_sandboxed(
-            ["/bin/sh", "-c", script],
-            unit=f"forge-build-{layout.name}.service",
-            user=BUILD_USER,
-            writable=[folder, layout.cache],
-            environment={
-                "HOME": str(layout.cache),
-                "UV_CACHE_DIR": str(layout.cache),
-                "UV_PYTHON_DOWNLOADS": "never",
-                "UV_NO_CONFIG": "1",
-                "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt",
-            },
-            environment_file=layout.build_environment,
-        )
-        seal(folder, group)
-        systemd.run("sync", "--file-system", str(folder))
-        (folder / ".complete").touch(mode=0o444)
-        fsync_directory(folder)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, ForgeError):
+        try:
+            systemd.run_sandboxed(
+                ["/bin/sh", "-c", script],
+                unit=f"forge-build-{layout.name}.service",
+                user=BUILD_USER,
+                writable=[folder, layout.cache],
+                environment={
+                    "HOME": str(layout.cache),
+                    "UV_CACHE_DIR": str(layout.cache),
+                    "UV_PYTHON_DOWNLOADS": "never",
+                    "UV_NO_CONFIG": "1",
+                    "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt",
+                },
+                environment_file=layout.build_environment,
+            )
+        except ForgeError as error:
             raise Refused(
                 f"expected to install the lock {lock.name}; found: {error}\nwrite the lock anew with hashes "
                 "(uv pip compile --generate-hashes), or check the package index of this host"
             ) from error
-        if isinstance(error, OSError):
-            raise Refused(f"expected to write {folder}; found: {explain(error)}; then try again") from error
-        raise
+        seal(folder, group)
+        systemd.run("sync", "--file-system", str(folder))
+        (folder / ".complete").touch(mode=0o444)
+        fsync_directory(folder)
     return venv
 
 
