@@ -19,8 +19,9 @@ Exit codes:
   1  unexpected failure
   2  wrong usage
   3  refused; nothing was changed
-  4  the new release failed; the old one serves
-  5  another command holds the app's lock
+  4  the new release failed before it took traffic; the old one serves, or
+     after a breaking migration the maintenance page
+  5  another command holds the app's lock, or a new release is being watched
   6  Vault or a secret is not usable
   7  the new release turned unready after the cutover; the old one serves again
   130  interrupted
@@ -37,7 +38,10 @@ no_wait_option = click.option("--no-wait", is_flag=True, help="Do not wait for t
 breaking_option = click.option(
     "--breaking",
     is_flag=True,
-    help="Allow a schema that the other release does not fit: maintenance page, no automatic rollback.",
+    help="Allow migrations that the live release does not fit: maintenance page, no automatic rollback.",
+)
+unfit_option = click.option(
+    "--breaking", is_flag=True, help="Go even to a release that does not fit the schema, or may not."
 )
 
 
@@ -52,15 +56,12 @@ def source_options(command: Callable[..., None]) -> Callable[..., None]:
     return archive(digest(command))
 
 
-class _Signalled(KeyboardInterrupt):
-    """A signal that ends the command the way Ctrl-C does."""
-
-
 def main() -> NoReturn:
     """Run the command line, and turn failures into one message and an exit code."""
 
     def interrupt(number: int, _frame: object) -> None:
-        raise _Signalled(signal.Signals(number).name)
+        # It ends the command the way Ctrl-C does.
+        raise KeyboardInterrupt(signal.Signals(number).name)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
@@ -69,7 +70,9 @@ def main() -> NoReturn:
     try:
         code = forgectl.main(standalone_mode=False)
     except click.exceptions.Abort:
-        code = _failed("interrupted; what served still serves, and the next command ends what was begun", INTERRUPTED)
+        code = _failed(
+            "interrupted; the next command ends what was begun (forgectl recover NAME, forgectl status)", INTERRUPTED
+        )
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -124,7 +127,7 @@ def release(
 @forgectl.command()
 @name_argument
 @click.option("--to", metavar="RELEASE", help="The release to go to; without it, the one that was live before.")
-@breaking_option
+@unfit_option
 @no_wait_option
 @dry_run_option
 @json_option
@@ -193,7 +196,7 @@ def watch(name: str) -> None:
 @dry_run_option
 @json_option
 def recover(name: str, dry_run: bool, as_json: bool) -> None:
-    """Repair what an interrupted command left behind for app NAME; every other command does so first."""
+    """Repair what an interrupted command left behind for app NAME; each command that changes something does so."""
     layout, app = _app(name)
     from forgectl import cutover, state
 
@@ -256,15 +259,17 @@ def boot(name: str, dry_run: bool, as_json: bool) -> None:
     from forgectl import cutover, state
 
     if dry_run:
-        live = state.load(layout).live
-        restored = live.release if live else None
+        present = state.load(layout)
+        restored = present.live.release if present.live and not present.maintenance else None
     else:
         with _locked(layout, "boot", patience=BOOT_PATIENCE_SECONDS):
             restored = cutover.boot(layout, app, _say)
+        present = state.load(layout)
+    why = f"the maintenance page ({present.maintenance})" if present.maintenance else "nothing was released yet"
     if as_json:
-        _print_json({"app": name, "release": restored})
+        _print_json({"app": name, "release": restored, "maintenance": present.maintenance or None})
     else:
-        click.echo(f"{name}: {restored} restored" if restored else f"{name}: nothing was released yet")
+        click.echo(f"{name}: {restored} restored" if restored else f"{name}: {why}")
 
 
 @forgectl.command()

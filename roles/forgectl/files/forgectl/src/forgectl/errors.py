@@ -38,7 +38,9 @@ class Refused(ForgeError):
 
 
 class CandidateFailed(ForgeError):
-    """The new release failed; whatever served before still serves.
+    """The new release failed before it took traffic.
+
+    The old one serves, or, after a breaking migration, clients get the maintenance page.
 
     Attributes:
         summary: the message without the log lines.

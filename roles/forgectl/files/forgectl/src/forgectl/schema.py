@@ -205,7 +205,7 @@ def _files(source: Path) -> Iterator[Path]:
             toml = tomllib.loads((source / "pyproject.toml").read_text()).get("tool", {}).get("alembic", {})
         script = section.get("script_location") or toml.get("script_location", "") % here
         locations = [location % here for location in toml.get("version_locations", [])]
-    except (OSError, ValueError, TypeError, AttributeError, configparser.Error) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, configparser.Error) as error:
         _refuse(f"a readable {source}/alembic.ini", str(error).replace("\n", " "), "correct it")
     if not script:
         _refuse(f"script_location in {source}/alembic.ini", "none", "add it, such as %(here)s/migrations")
