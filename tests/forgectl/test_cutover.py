@@ -532,6 +532,25 @@ def test_a_recycling_that_is_watched_makes_room_for_another_command(host: Host, 
     assert host.state.history[-1].outcome == ("live" if ready else "rolled back")
 
 
+def test_a_source_that_is_not_here_is_asked_for(host: Host) -> None:
+    """Before Vault is, and before anything waits for an older cutover."""
+    for file in staging.INPUTS:
+        (host.layout.inputs / file).touch()
+    with pytest.raises(Refused, match=r"expected the source 0{12} on this host; found none; name its archive with --a"):
+        release.release(
+            host.layout, host.app, archive=None, source_digest="0" * 64, breaking=False, dry_run=False, say=host.say
+        )
+
+
+@pytest.mark.parametrize(("seconds", "watched"), [("0.05", True), ("0", False)])
+def test_what_is_not_watched_is_live_at_once(host: Host, seconds: str, watched: bool) -> None:
+    host.describe(host.settings.replace("watch_seconds = 0.05", f"watch_seconds = {seconds}"))
+    host.stage(3)
+    change = host.change()
+    change.run(name(3))
+    assert change.watched == watched
+
+
 def test_nothing_is_staged_while_a_release_is_watched(host: Host) -> None:
     """It may take the lock for a quarter of an hour, which the watch needs to turn back."""
     for file in staging.INPUTS:

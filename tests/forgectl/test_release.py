@@ -99,20 +99,78 @@ def test_a_rollback_goes_to_the_newest_older_release_that_was_live(layout: Layou
         release.rollback(layout, app, to=None, breaking=False, dry_run=True, say=print)
 
 
-@pytest.mark.parametrize(("action", "expected"), [("release", 0), ("rollback", None)])
-def test_a_rollback_turns_a_watched_release_back_but_no_watched_rollback(
-    layout: Layout, action: state.Action, expected: int | None
+@pytest.mark.parametrize(
+    ("phase", "action", "turned_back", "expected"),
+    [
+        ("watching", "release", False, 1),
+        ("watching", "rollback", False, None),
+        # It is through already, and only the slot that lost still drains.
+        ("draining", "rollback", False, None),
+        # The watch was quicker, or somebody else.
+        ("draining", "release", True, None),
+        ("draining", "release", False, 1),
+        ("draining", "recycle", False, 1),
+    ],
+)
+def test_a_rollback_that_is_asked_for_twice_goes_back_once(
+    layout: Layout, phase: state.Phase, action: state.Action, turned_back: bool, expected: int | None
 ) -> None:
-    """Nervous operators ask twice."""
-    records = [staged(layout, number) for number in range(2)]
-    old, live = Slotted(records[0].id, "blue", "now"), Slotted(records[1].id, "green", "now")
-    operation = Operation("watching", live.release, "green", old, "now", action=action)
-    state.save(layout, State(live=live, operation=operation))
+    """Nervous operators ask twice, and a verdict may come right before one who is not."""
+    records = [staged(layout, number) for number in range(4)]
+    old, new = Slotted(records[1].id, "blue", "now"), Slotted(records[2].id, "green", "now")
+    operation = Operation(phase, new.release, "green", old, "now", action=action)
+    present = State(live=old if turned_back else new, operation=operation)
+    for record in records[:3]:
+        present.record(Entry(record.id, "now", "me", "live", {}))
+    state.save(layout, present)
     app = config.load(layout.description)
     result = release.rollback(layout, app, to=None, breaking=False, dry_run=True, say=print)
     assert result.changed == (expected is not None)
-    assert result.release == (live.release if expected is None else records[expected].id)
-    assert ("still warm" in " ".join(result.plan)) == result.changed
+    assert present.live
+    assert result.release == (present.live.release if expected is None else records[expected].id)
+    assert ("still warm" in " ".join(result.plan)) == (result.changed and phase == "watching")
+
+
+def test_back_from_the_maintenance_page_is_what_it_interrupted(layout: Layout) -> None:
+    """One release further back is one schema further off."""
+    records = [staged(layout, 0, "a"), staged(layout, 1, "aB"), staged(layout, 2, "aBc")]
+    present = State(live=Slotted(records[1].id, "blue", "now"), maintenance="the schema changed", schema=records[2].id)
+    for record in records[:2]:
+        present.record(Entry(record.id, "now", "me", "live", {}))
+    state.save(layout, present)
+    app = config.load(layout.description)
+    result = release.rollback(layout, app, to=None, breaking=True, dry_run=True, say=print)
+    assert (result.changed, result.release) == (True, records[1].id)
+    with pytest.raises(Refused, match=f"--to {records[1].id} --breaking"):
+        release.rollback(layout, app, to=None, breaking=False, dry_run=True, say=print)
+
+
+def test_a_recycling_is_followed_by_no_other_at_once(layout: Layout) -> None:
+    """What an app needs it will always use."""
+    record = staged(layout, 1)
+    present = State(live=Slotted(record.id, "blue", "2000-01-01T00:00:00+00:00"))
+    recent = datetime.now(UTC).isoformat()
+    present.record(Entry(record.id, recent, "me", "live", {}, action="recycle"))
+    state.save(layout, present)
+    app = config.load(layout.description)
+    assert not release.recycle(layout, app, if_due=True, dry_run=True, say=print).changed
+
+
+def test_forward_to_a_release_that_never_migrated_is_a_release(layout: Layout) -> None:
+    live, target = staged(layout, 1, "a"), staged(layout, 2, "aB")
+    with pytest.raises(Refused, match=r"needs b, which the database does not have; .* --source-digest s2"):
+        migration.check_rollback(layout, live, target, breaking=True)
+
+
+def test_a_plan_goes_by_the_schema_that_the_database_has(layout: Layout) -> None:
+    """After a rollback over a migration it is not run once more."""
+    live, newer = staged(layout, 1, "a"), staged(layout, 2, "aB")
+    table = '[migration]\nuser = "m"\ncommand = ["alembic", "upgrade", "head"]\npath = "x"\n'
+    layout.description.write_text(describe() + table)
+    state.save(layout, State(live=Slotted(live.id, "blue", "now")))
+    assert "migrate: migrations/versions/b.py" in plan(layout, source_digest="s2").plan
+    state.save(layout, State(live=Slotted(live.id, "blue", "now"), schema=newer.id))
+    assert not any("migrate" in line for line in plan(layout, source_digest="s2").plan)
 
 
 def test_another_release_has_to_wait_for_the_verdict(layout: Layout) -> None:

@@ -186,6 +186,13 @@ def test_a_configuration_that_leads_nowhere_is_refused(tmp_path: Path, ini: str,
         schema.revisions(write(tmp_path, {"1.py": one("a")}, ini))
 
 
+def test_a_placeholder_that_nobody_fills_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path, {"1.py": one("a")}, "[alembic]\n")
+    (source / "pyproject.toml").write_text("[tool.alembic]\nscript_location = '%(there)s/migrations'\n")
+    with pytest.raises(Refused, match=r"a readable .*alembic.ini; found 'there'"):
+        schema.revisions(source)
+
+
 def test_a_file_of_the_host_is_not_read(tmp_path: Path) -> None:
     source = write(tmp_path, {"1.py": one("a")})
     (source / "migrations/versions/2.py").symlink_to("/etc/passwd")

@@ -1,6 +1,7 @@
 """slots.py over real unix sockets."""
 
 import http.server
+import itertools
 import socket
 import socketserver
 import threading
@@ -77,11 +78,14 @@ def test_the_swap_never_leaves_a_gap(layout: Layout) -> None:
 
         asking = threading.Thread(target=ask)
         asking.start()
-        for number in range(500):
-            slots.swap(layout, SLOTS[number % 2])
+        deadline = time.monotonic() + 10
+        for slot in itertools.cycle(SLOTS):
+            slots.swap(layout, slot)
+            if slot == "green" and (len(statuses) > 1 or time.monotonic() > deadline):
+                break
         ended.set()
         asking.join()
-    assert statuses <= {200, 201}
+    assert statuses == {200, 201}
     assert layout.live_slot() == "green"
     assert str(layout.live.readlink()) == "green.sock"  # relative: the folder may be seen under another path
 

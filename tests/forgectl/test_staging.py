@@ -103,6 +103,8 @@ def test_new_settings_take_the_source_of_an_older_release(layout: Layout, source
         ({"/etc/out": "x"}, {}, "names inside the source"),
         ({}, {"out": "/etc/passwd"}, "links inside the source"),
         ({}, {"a/out": "../../x"}, "links inside the source"),
+        # A link leads through another, so what it leads to is not what its words say.
+        ({"a/b/c/x": "x"}, {"a/b/c/up": "../../..", "out": "a/b/c/up/../../x"}, "links inside"),
         ({"src/x": "x"}, {}, "expected the lock requirements.txt"),
     ],
 )
@@ -112,6 +114,12 @@ def test_an_archive_that_is_unsafe_is_refused(
     with pytest.raises(Refused, match=expected):
         stage(layout, archive(tmp_path / "bad.tar", members, links))
     assert not list(layout.releases.iterdir())
+
+
+def test_links_that_lead_to_each_other_stay_inside(tmp_path: Path) -> None:
+    """Nobody can open them, and nothing is wrong with them otherwise."""
+    staging.unpack(archive(tmp_path / "links.tar", {}, {"a": "b", "b": "a", "none": "gone/x"}), tmp_path / "target")
+    assert len(list((tmp_path / "target").iterdir())) == 3
 
 
 def test_nothing_is_written_through_a_link(layout: Layout, tmp_path: Path) -> None:

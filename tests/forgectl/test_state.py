@@ -48,3 +48,15 @@ def test_the_history_is_bounded() -> None:
         present.measured(number)
     assert (len(present.history), present.history[-1].release) == (KEPT_HISTORY, f"R{KEPT_HISTORY + 9}")
     assert present.starts == list(range(KEPT_HISTORY + 5, KEPT_HISTORY + 10))
+
+
+def test_recyclings_push_no_release_out_of_the_history() -> None:
+    """They come often, and a rollback goes by the releases."""
+    present = State()
+    for number in range(2):
+        present.record(Entry(f"R{number}", "now", "me", "live", {}))
+    for number in range(KEPT_HISTORY + 10):
+        present.record(Entry("R1", str(number), "me", "live", {}, action="recycle"))
+    assert present.proven() == {"R0", "R1"}
+    assert len(present.history) == KEPT_HISTORY + 2
+    assert present.history[-1].at == str(KEPT_HISTORY + 9)
