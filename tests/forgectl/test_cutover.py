@@ -441,6 +441,16 @@ def test_the_old_release_is_asked_for_what_its_own_settings_name(host: Host) -> 
     assert host.state.history[-1].outcome == "rolled back"
 
 
+def test_a_verdict_is_awaited_for_as_long_as_the_release_is_watched(host: Host) -> None:
+    change = host.change()
+    change.run(name(2))
+    host.follow()
+    host.describe(host.settings.replace("watch_seconds = 0.05", "watch_seconds = 300"))
+    result = release.Result("inbox", "release", changed=True, release=name(2), began=change.began)
+    assert release.concluded(host.layout, result, host.say).verdict == "live"
+    assert "watching for 0.05 s ..." in host.said
+
+
 def test_more_workers_in_the_new_settings_keep_the_old_release_from_nothing(host: Host) -> None:
     """It comes back with as many as it has."""
     host.describe(host.settings.replace("count = 2", "count = 4"))

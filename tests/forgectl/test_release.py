@@ -110,6 +110,9 @@ def test_a_rollback_goes_to_the_newest_older_release_that_was_live(layout: Layou
         ("draining", "release", True, None),
         ("draining", "release", False, 1),
         ("draining", "recycle", False, 1),
+        # The verdict on it was that it does not stay.
+        ("draining", "rollback", True, 0),
+        ("draining", "recycle", True, 0),
     ],
 )
 def test_a_rollback_that_is_asked_for_twice_goes_back_once(

@@ -34,6 +34,22 @@ DRAINED = 60.0
 """Seconds within which a cutover has its verdict and the slot that lost has stopped."""
 
 
+# Runs a command, and kills it with SIGKILL some time after it said something; prints how it ended, and what it said.
+KILL_AT = """
+import subprocess, sys, time
+text, delay, command = sys.argv[1], float(sys.argv[2]), sys.argv[3:]
+process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+said = []
+for line in process.stderr:
+    said.append(line)
+    if text in line:
+        time.sleep(delay)
+        process.kill()
+        break
+print(process.wait(), "".join(said))
+"""
+
+
 @dataclass
 class Event:
     """One event and what clients saw of it."""
@@ -263,6 +279,13 @@ def answer(run: Any, code: int = 0) -> dict[str, Any]:
     assert run.rc == code, (run.rc, run.stdout, run.stderr)
     found: dict[str, Any] = json.loads(run.stdout) if run.stdout.strip() else {}
     return found
+
+
+def kill_forgectl(host: Host, said: str, *command: str, delay: float = 0.0) -> None:
+    """Run forgectl, and kill it with SIGKILL so many seconds after it said something."""
+    line = "python3 -c %s %s %s forgectl" + " %s" * len(command)
+    killed = host.check_output(line, KILL_AT, said, str(delay), *command)
+    assert killed.startswith("-9 "), (said, delay, killed)
 
 
 def history(host: Host) -> list[dict[str, Any]]:

@@ -202,7 +202,9 @@ def recover(name: str, dry_run: bool, as_json: bool) -> None:
 
     with _locked(layout, "recover", unless=dry_run):
         before = state.load(layout).operation
-        after = before if dry_run else cutover.recover(layout, app, _say).operation
+        if not dry_run:
+            cutover.recover(layout, app, _say)
+        after = state.load(layout).operation
     found = f"{before.phase} {before.release}" if before else None
     if as_json:
         _print_json({"app": name, "changed": before != after, "operation": found})
@@ -404,8 +406,7 @@ def _conclude(layout: Any, app: Any, result: Any, *, dry_run: bool, wait: bool, 
     from forgectl import release as releases
 
     if wait and not dry_run and result.began and result.verdict == "watching":
-        _say(f"watching for {app.watch_seconds:g} s ...")
-        result = releases.concluded(layout, app, result)
+        result = releases.concluded(layout, result, _say)
     if as_json:
         _print_json(result)
     elif dry_run and result.changed:

@@ -184,7 +184,7 @@ class Cutover:
     def _tell_maintenance(self) -> None:
         if not self._state.maintenance:
             return
-        if self._state.operation:
+        if self._state.operation and self._state.operation.phase == "maintenance":
             self.say(
                 "clients get the maintenance page until the old release serves again, which the next command tries: "
                 f"forgectl recover {self._layout.name}"

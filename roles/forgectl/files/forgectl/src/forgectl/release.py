@@ -228,13 +228,15 @@ def prune(layout: Layout, app: App, *, dry_run: bool, say: Say) -> list[str]:
     return staging.prune(layout, app, cutover.needed(layout, present))
 
 
-def concluded(layout: Layout, app: App, result: Result) -> Result:
-    """Wait for the verdict on a cutover, and tell of the requests that clients sent meanwhile.
+def concluded(layout: Layout, result: Result, say: Say) -> Result:
+    """Wait for the verdict on a watched cutover, and tell of the requests that clients sent meanwhile.
 
     Raises:
         RolledBack: the old release has the traffic back.
     """
-    entry = cutover.await_verdict(layout, result.began, app.watch_seconds)
+    seconds = config.load(layout.settings(result.release or "")).watch_seconds
+    say(f"watching for {seconds:g} s ...")
+    entry = cutover.await_verdict(layout, result.began, seconds)
     if entry.outcome != "live":
         raise cutover.verdict_error(entry, state.load(layout).live)
     requests = report.served(layout.access_log, datetime.fromisoformat(result.began))
@@ -380,11 +382,11 @@ def _of_schema(known: list[Record], present: State) -> Record | None:
 
 
 def _goes_back(present: State) -> bool:
-    """Whether the cutover under way is one back: asked for, or by a verdict."""
+    """Whether the cutover under way is one back: a rollback that stands, or a release that was turned back."""
     operation = present.operation
-    if operation is None:
+    if operation is None or operation.phase not in ("watching", "draining"):
         return False
-    return operation.action == "rollback" or (operation.phase == "draining" and present.live == operation.old)
+    return operation.action == ("release" if present.live == operation.old else "rollback")
 
 
 def _target(layout: Layout, known: list[Record], present: State, to: str | None) -> Record:
