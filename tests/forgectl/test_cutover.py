@@ -464,12 +464,13 @@ def test_more_workers_in_the_new_settings_keep_the_old_release_from_nothing(host
 
 def test_restarts_of_long_ago_do_not_keep_the_old_release_from_coming_back(host: Host) -> None:
     """The counter of a unit is over its life, and an interrupted drain leaves it running."""
+    change = host.change()
     host.meanwhile = interrupted
     with pytest.raises(KeyboardInterrupt):
-        host.change().interrupt_service(name(2), "the schema changes")
+        change.interrupt_service(name(2), "the schema changes")
     assert host.is_up("blue")
     host.units[host.layout.service("blue")]["NRestarts"] = "2"
-    host.change().fail(name(2), KeyboardInterrupt(), undone=True)
+    change.fail(name(2), KeyboardInterrupt(), undone=True)
     host.assert_whole()
     assert not host.state.maintenance
 
@@ -691,6 +692,23 @@ def test_a_migration_that_did_nothing_gives_the_old_release_back(
     host.assert_whole()
     assert (host.state.maintenance, host.state.schema) == ("", name(1))
     assert host.state.history[-1].outcome == "failed"
+
+
+def test_a_page_that_was_there_before_stays_when_a_migration_fails(with_schema: Callable[[], Host]) -> None:
+    """The old release did not fit the schema before it either."""
+    host = with_schema()
+    host.stage(3, "abc")
+    host.on_migration()
+    present = host.state
+    present.maintenance, present.schema = "b came", name(2)
+    state.save(host.layout, present)
+    slots.maintenance(host.layout, on=True)
+    slots.stop(host.layout, "blue")
+    host.on_migration = failed
+    with pytest.raises(CandidateFailed):
+        migrate(host, 3)
+    host.assert_whole()
+    assert (host.state.maintenance, host.state.schema) == ("b came", name(2))
 
 
 def test_ctrl_c_while_the_old_release_drains(with_schema: Callable[[], Host], monkeypatch: pytest.MonkeyPatch) -> None:

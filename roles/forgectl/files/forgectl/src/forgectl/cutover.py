@@ -67,7 +67,7 @@ class Cutover:
         self.say = say
         self._layout, self._app, self._state, self._action = layout, app, present, action
         self._breaking = False
-        self._schema_before = present.schema
+        self._schema_before, self._maintenance_before = present.schema, present.maintenance
         self.began = datetime.now(UTC).isoformat(timespec="milliseconds")
 
     def interrupt_service(self, release: str, reason: str) -> None:
@@ -99,7 +99,10 @@ class Cutover:
         self._record_failure(release, error)
         if undone:
             self._state.schema = self._schema_before
-        if undone is False:
+        if undone and self._maintenance_before:
+            # The old release did not fit what was there before either.
+            self._state.maintenance = self._maintenance_before
+        if undone is False or self._maintenance_before:
             self._state.operation = None
         state.save(self._layout, self._state)
         if undone and self._state.operation:
