@@ -86,8 +86,7 @@ def peer_cycle(fujin: Fujin, site: Site, *works: tuple[str, Callable[[], dict[st
     with site.load() as load:
         time.sleep(WARM_SECONDS + STEADY_SECONDS)
         for name, work in works:
-            events.append(during(name, work))
-            fujin.wait_until_ready()
+            events.append(during(name, work, fujin.wait_until_ready))
     return Cycle(events, load.result)
 
 

@@ -75,6 +75,11 @@ class Forge:
         with site.load() as load:
             time.sleep(WARM_SECONDS + STEADY_SECONDS)
             events = [during("deploy", self._deploy), during("rollback", self._rollback)]
+            if "start" in events[1].details["phases"]:
+                raise BenchError(
+                    "Expected: a rollback while the old slot is warm. Found: one that started it, since the watch was "
+                    "over. Do: raise watch_seconds in scripts/bench/hosts.py."
+                )
             self.settle()
             events.append(during("deploy", self._deploy))
             self.settle()
@@ -113,7 +118,7 @@ class Forge:
         if not json.loads(answer)["changed"]:
             raise BenchError(f"Expected: `{command}` to roll back. Found: {answer}. Do: see if the history allows it.")
         # Without the way into the container: an operator is on the host already.
-        return self._recorded("rollback") | {"command_seconds": round(float(ended) - float(began), 3)}
+        return self._recorded("rollback") | {"seconds": round(float(ended) - float(began), 3)}
 
     def _recorded(self, action: str) -> dict[str, Any]:
         """Return what forgectl knows of the operation that just ended or is being watched, and when it swapped."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -183,8 +184,8 @@ def write_inventory(host: Host, source: Path) -> None:
                 "source": str(source),
                 "module": "inbox.main:app",
                 "python_path": "src",
-                # Twice the default, so that on a busy machine the old slot is warm yet when the bench rolls back.
-                "watch_seconds": 20,
+                # So that the old slot is warm yet when the bench rolls back, however busy the machine is.
+                "watch_seconds": 40,
                 "secrets": {
                     "role_id": control["role_ids"]["inbox"]["app"],
                     "variables": {"FORGE_SIGNING_KEY": "signing_key", "FORGE_DATABASE_PASSWORD": "database_password"},
@@ -215,8 +216,7 @@ def remove() -> None:
     for name in ("id_ed25519", "id_ed25519.pub", "inventory.json", "known_hosts", "instance_config.yml"):
         (STATE / name).unlink(missing_ok=True)
     for folder in ("vault", "tls"):
-        for path in sorted((STATE / folder).rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
+        shutil.rmtree(STATE / folder, ignore_errors=True)
 
 
 def busy(seconds: float = 3) -> float:

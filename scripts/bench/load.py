@@ -45,20 +45,26 @@ class Site:
 
 @dataclass
 class Event:
-    """Something that was done to a host under load; times in seconds since the epoch."""
+    """Something that was done to a host under load; times in seconds since the epoch.
+
+    `over`: when the app answered again, which a command that restarts in place does not wait for.
+    """
 
     name: str
     began: float
     ended: float
+    over: float
     details: dict[str, Any]
 
 
-def during(name: str, work: Callable[[], dict[str, Any]]) -> Event:
-    """Do something, then wait until the requests after it are over as well."""
+def during(name: str, work: Callable[[], dict[str, Any]], recover: Callable[[], None] = lambda: None) -> Event:
+    """Do something, wait until the app answers again, then so long that no request counts for two events."""
     began = time.time()
     details = work()
-    event = Event(name, began, time.time(), details)
-    time.sleep(MARGIN_SECONDS)
+    ended = time.time()
+    recover()
+    event = Event(name, began, ended, time.time(), details)
+    time.sleep(2 * MARGIN_SECONDS)
     return event
 
 
@@ -69,7 +75,7 @@ def steady(result: Result) -> list[Record]:
 
 def cost(event: Event, result: Result) -> dict[str, Any]:
     """Put in figures what an event cost; times in seconds, latencies in milliseconds."""
-    window = result.between(event.began - MARGIN_SECONDS, event.ended + MARGIN_SECONDS)
+    window = result.between(event.began - MARGIN_SECONDS, event.over + MARGIN_SECONDS)
     failed = [record for record in window if record.outcome != OK]
     posts = sum(record.kind == "post" for record in failed)
     p99, quiet = percentile(window, 99), percentile(steady(result), 99)

@@ -1,6 +1,6 @@
 """Runs on the host as root: starts the app by hand, beside the live slot, with the slot's own command.
 
-on_host.py floor USER PID         seconds from starting Gunicorn to the first 200 of /ready
+on_host.py floor USER PID         seconds from starting Gunicorn to the 200 of /ready by each of its workers
 on_host.py serve USER PID PORT    serve on a TCP port until killed
 """
 
@@ -47,20 +47,22 @@ def command(pid: str, bind: str, folder: str) -> tuple[list[str], dict[str, str]
     return [*words, "--bind", bind], variables, str(process.joinpath("cwd").readlink())
 
 
-def ready(path: str) -> bool:
-    """Ask once."""
+def ready(path: str) -> str | None:
+    """Ask once; returns the worker that is ready."""
     connection = UnixConnection(path)
     try:
         connection.request("GET", "/ready")
-        return connection.getresponse().status == 200
+        answer = connection.getresponse()
+        return answer.headers["X-Forge-Worker"] if answer.status == 200 else None
     except OSError:
-        return False
+        return None
     finally:
         connection.close()
 
 
 def floor(user: str, pid: str) -> float:
-    """Start it, wait until it is ready, stop it; return the seconds to ready."""
+    """Start it, wait until as many workers are ready as the running one has, stop it; return the seconds to ready."""
+    count = len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)  # noqa: PTH101, S103 - on a throwaway host
         path = f"{folder}/bench.sock"
@@ -70,7 +72,9 @@ def floor(user: str, pid: str) -> float:
             words, env=variables, cwd=cwd, user=user, group=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            while not ready(path):
+            workers: set[str | None] = set()
+            while len(workers - {None}) < count:
+                workers.add(ready(path))
                 if process.poll() is not None or time.monotonic() - began > START_SECONDS:
                     sys.exit(f"no answer from {' '.join(words)}; exit status {process.poll()}")
                 time.sleep(POLL_SECONDS)

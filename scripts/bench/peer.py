@@ -87,7 +87,8 @@ RuntimeDirectory={{app_name}}
 RuntimeDirectoryMode=0755
 UMask=0002
 ExecStart={{install_dir}}/.venv/bin/gunicorn inbox.main:app --bind 127.0.0.1:8000 \
-    --workers {workers} --worker-class uvicorn_worker.UvicornWorker
+    --workers {workers} --worker-class uvicorn_worker.UvicornWorker \
+    --keep-alive 75 --timeout 120 --graceful-timeout 65
 {reload}
 Restart=on-failure
 RestartSec=5s

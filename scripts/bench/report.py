@@ -62,17 +62,19 @@ def releases(results: dict[str, Any]) -> str:
         (["deploy"], ["redeploy", "redeploy by HUP"]),
         (["rollback, cold", "rollback, warm"], ["rollback"]),
     ):
-        base = middle(peer[theirs[0]], "seconds") if peer.get(theirs[0]) else math.nan
+        ended = [event["seconds"] for event in peer.get(theirs[0], []) if not event.get("hung")]
+        base = median(ended) if ended else math.nan
         for title, events, names in (("this project", own, ours), ("Fujin", peer, theirs)):
             for name in names:
                 if not (found := events.get(name, [])):
                     continue
-                seconds = "command_seconds" if "command_seconds" in found[0] else "seconds"
+                ended = [event for event in found if not event.get("hung")]
                 rows.append(
                     [
                         f"{title}: {name}",
-                        spread(found, seconds),
-                        ratio(middle(found, seconds), base),
+                        spread(ended, "seconds") if ended else "",
+                        # On the host itself, without the way there: no match for a whole command.
+                        ratio(middle(ended, "seconds"), base) if ended and name != "rollback, warm" else "",
                         lost(found),
                         spread(found, "failing_seconds"),
                         spread(found, "p99_ratio"),
@@ -111,7 +113,8 @@ def cutovers(results: dict[str, Any]) -> str:
         )
     return (
         table("event | command to swap, s | start to swap, s | : floor under load | : floor idle | phases, s", rows)
-        + "\n\nThe floor is the same Gunicorn, started by hand beside the live slot, until its first 200 of `/ready`: "
+        + "\n\nThe floor is the same Gunicorn, started by hand beside the live slot, until every worker has "
+        f"answered `/ready` with 200: "
         f"{quiet:.2f} s idle, {loaded:.2f} s under the same load. Steady p99: "
         f"{median(event['steady_p99_ms'] for event in forge['events']):.1f} ms."
     )
@@ -122,15 +125,13 @@ def throughput(results: dict[str, Any]) -> str:
     found: dict[str, float] = results["throughput"]
     caddy, bare = found["Caddy"], found["Gunicorn without TLS or proxy"]
     rows = [[way, f"{rate:.0f}", ratio(rate, caddy), ratio(rate, bare)] for way, rate in found.items()]
-    return table("way to the same running app | requests/s | : Caddy | : without TLS or proxy", rows)
+    return table("way to the same app | requests/s | : Caddy | : without TLS or proxy", rows)
 
 
 def group(events: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Sort events that came to their end by name, in the order of their first appearance."""
+    """Sort events by name, in the order of their first appearance."""
     found: dict[str, list[dict[str, Any]]] = {}
     for event in events:
-        if event.get("hung"):
-            continue
         found.setdefault(event["event"], []).append(event)
     return found
 
@@ -159,9 +160,7 @@ def ratio(one: float, other: float) -> str:
 
 def phase_medians(events: list[dict[str, Any]]) -> list[str]:
     """Name each phase that took a hundredth of a second or more."""
-    names = {name for event in events for name in event["phases"]}
-    order = [name for name in events[0]["phases"] if name in names]
-    medians = {name: median(event["phases"].get(name, 0.0) for event in events) for name in order}
+    medians = {name: median(event["phases"].get(name, 0.0) for event in events) for name in events[0]["phases"]}
     return [f"{name} {seconds:.2f}" for name, seconds in medians.items() if seconds >= 0.01]
 
 

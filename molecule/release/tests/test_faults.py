@@ -76,7 +76,7 @@ def test_rollback_killed_at_every_step(event: EventContext, host: Host, status: 
     """The same of a rollback, to a slot that is started for it and to one that is still warm."""
     before = status()["live"]["release"]
     again = ("rollback", "inbox", "--to", before, "--json")
-    steps = {"secrets": [0.0], "environment": [0.0], "start": [0.0, 0.7], "swap": [0.0, 0.005]}
+    steps = {"secrets": [0.0], "start": [0.0, 0.7], "swap": [0.0]}
     with event("rollback killed at every step"):
         for phase, delays in steps.items():
             for delay in delays:
@@ -86,7 +86,7 @@ def test_rollback_killed_at_every_step(event: EventContext, host: Host, status: 
                 assert answer(forgectl(host, *again))["release"] == before, (phase, delay)
                 assert_one_live(host, status, before)
         # It takes a rename and says nothing before it: some of these come too early, some in time, some too late.
-        for delay in (0.1, 0.15, 0.2, 0.25, 0.3, 0.4):
+        for delay in (0.15, 0.25, 0.35):
             answer(release(host, touched(source), "--no-wait"))
             host.run("timeout --signal=KILL %s forgectl rollback inbox", str(delay))
             assert answer(forgectl(host, *again))["release"] == before, delay
@@ -214,12 +214,13 @@ def test_worker_killed(event: EventContext, host: Host, status: Status) -> None:
     """Only what that worker had in flight fails."""
     service = f"inbox@{status()['live']['slot']}.service"
     with event("worker killed", strict=False) as happening:
-        command = "date +%%s.%%N && kill -KILL $(pgrep --parent %s | head --lines=1)"
-        killed = float(host.check_output(command, str(main_pid(host, service))))
+        command = "pid=$(pgrep --parent %s | head --lines=1); date +%%s.%%N; kill -KILL $pid && date +%%s.%%N"
+        before, after = map(float, host.check_output(command, str(main_pid(host, service))).split())
     happening.assert_nothing_lost()
     for record in happening.result.failed:
-        assert record.due - 0.1 <= killed <= record.due + record.latency + 0.1, (killed, record)
-        assert (record.outcome == "status" and record.status == 502) or record.kind in ("sse", "websocket"), record
+        assert record.due <= after, (before, after, record)
+        assert before <= record.due + record.latency, (before, after, record)
+        assert record.status == 502 or record.outcome == "truncated" or record.kind in ("sse", "websocket"), record
 
 
 @pytest.mark.parametrize(
@@ -233,8 +234,13 @@ def test_back_by_itself(event: EventContext, host: Host, status: Status, name: s
     """Within a stated bound, on the same release, without a lost event."""
     before = status()["live"]
     with event(name, strict=False) as happening:
-        host.check_output(command.format(service=f"inbox@{before['slot']}.service"))
-        time.sleep(5)
+        service = f"inbox@{before['slot']}.service" if "{service}" in command else "postgresql@*.service"
+        was = main_pid(host, service)
+        assert was
+        host.check_output(command.format(service=service))
+        # Longer than the bound: what has not come back by then fails requests that are due after it.
+        time.sleep(RECOVERY[name])
+        assert main_pid(host, service) not in (0, was)
     happening.assert_nothing_lost()
     assert outage(happening) < RECOVERY[name]
     assert status()["live"] == before

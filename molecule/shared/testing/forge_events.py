@@ -76,7 +76,8 @@ class Event:
         return (
             f"{self.name:44} {self.ended - self.began:6.1f} s, {len(self.inside):6} requests inside, "
             f"{len(result.failed)} of {len(result.records)} failed, p50 {p50:.1f} p99 {p99:.1f} ms, "
-            f"{IDLE_CLOSED} {result.retried(IDLE_CLOSED)}, told {sum(each.told for each in result.followers.values())}"
+            f"{IDLE_CLOSED} {result.retried(IDLE_CLOSED)}, idle_closes {result.idle_closes}, "
+            f"told {sum(each.told for each in result.followers.values())}"
             + (f", {result.counts()}" if result.failed else "")
         )
 
@@ -175,6 +176,8 @@ def event(
             time.sleep(MARGIN)
         happening.stored = table(host, happening.result.run)
         say(happening.line())
+        paced = sum(record.kind in ("get", "page", "post") for record in happening.inside)
+        assert paced > 0.95 * rate * (happening.ended - happening.began) - 5, "the load stood still"
         if strict:
             happening.assert_unnoticed(idle=idle)
             ledger.strict.append(happening)

@@ -302,6 +302,7 @@ class _Http1(_Connection):
             self.http.start_next_cycle()
         else:
             self.closing = True
+            self.used = False  # the answer said so: it is no idle connection that somebody closes
             self.transport.close()
         self.load.finish(request)
 
@@ -725,7 +726,8 @@ class Load:
         if request.kind == "page":
             if request.status != 200:
                 return STATUS
-            return OK if request.body.startswith(b'{"events":[') else WRONG
+            whole = request.body.startswith(b'{"events":[') and request.body.endswith(b"}")
+            return OK if whole else WRONG
         if request.status not in (200, 201):
             return STATUS
         try:
