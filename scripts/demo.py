@@ -22,10 +22,10 @@ import urllib.parse
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,6 +224,28 @@ def as_root() -> list[str]:
     return [] if os.geteuid() == 0 else ["sudo", "--non-interactive"]
 
 
+def create_command(variables: dict[str, Any]) -> list[str]:
+    """Return the command that boots hosts, with the variables of create.yml."""
+    sudo = []
+    if os.geteuid():
+        # As a whole: Ansible runs its tasks without a terminal, where sudo would ask for the password again.
+        settings = [f"PATH={environment()['PATH']}", "PYTHONDONTWRITEBYTECODE=1"]
+        sudo = [*as_root(), "--preserve-env", "--set-home", "env", *settings]
+    options = ["--inventory", "localhost,", "--extra-vars", json.dumps(variables)]
+    return [*sudo, str(VENV / "ansible-playbook"), *options, str(SHARED / "create.yml")]
+
+
+@contextmanager
+def own(folder: Path) -> Iterator[None]:
+    """Make a folder the user's again, whatever root does there meanwhile."""
+    try:
+        yield
+    finally:
+        if os.geteuid():
+            owner = f"{os.getuid()}:{os.getgid()}"
+            subprocess.run([*as_root(), "chown", "--recursive", owner, str(folder)], check=True)
+
+
 def choose_ports(notes: list[str]) -> dict[int, int]:
     """Take the ports that the host has already; for a new host the usual ones, or free ones in their place."""
     present = podman("container", "inspect", "--format", "{{json .HostConfig.PortBindings}}", CONTAINER, check=False)
@@ -276,6 +298,12 @@ class Demo:
 
     def run(self) -> None:
         """Run all steps, or those up to the point where a host is ready to be provisioned."""
+        try:
+            self._steps()
+        finally:
+            self.runner.stop()
+
+    def _steps(self) -> None:
         began = time.monotonic()
         become_able()
         with self.progress.step("Packages of this machine"):
@@ -316,27 +344,13 @@ class Demo:
             "ports": [f"{outer}:{inner}" for inner, outer in self.ports.items()],
         }
         variables = {"scenario": SCENARIO, "platforms": [platform], "state_directory": str(STATE)}
-        command = [
-            str(VENV / "ansible-playbook"),
-            *("--inventory", "localhost,"),
-            *("--extra-vars", json.dumps(variables)),
-            str(SHARED / "create.yml"),
-        ]
+        command = create_command(variables)
         stamp = STATE / "booted.json"
         # The host that runs may be the one that this command would make: no need to ask Ansible.
         if stamp.exists() and json.loads(stamp.read_text()) == self._boot_inputs(command, image):
             return
-        sudo = []
-        if os.geteuid():
-            # As a whole: Ansible runs its tasks without a terminal, where sudo would ask for the password again.
-            settings = [f"PATH={environment()['PATH']}", "PYTHONDONTWRITEBYTECODE=1"]
-            sudo = [*as_root(), "--preserve-env", "--set-home", "env", *settings]
-        try:
-            self.runner.run([*sudo, *command], STATE / "create.log", "a host that boots")
-        finally:
-            if os.geteuid():
-                owner = f"{os.getuid()}:{os.getgid()}"
-                subprocess.run([*as_root(), "chown", "--recursive", owner, str(STATE)], check=True)
+        with own(STATE):
+            self.runner.run(command, STATE / "create.log", "a host that boots")
         write_if_changed(
             STATE / "ssh_config",
             f"Host {HOST}\n  HostName 127.0.0.1\n  Port {self.ports[22]}\n  User admin\n"
@@ -452,37 +466,34 @@ def down() -> None:
     print("The demo is gone. Kept: the packages it installed on this machine, and .venv (`make clean` removes that).")
 
 
-def main() -> int:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=["up", "host", "down"], help="host: stop before provisioning")
-    parser.add_argument("--distribution", choices=["bookworm", "trixie"], default="trixie")
-    arguments = parser.parse_args()
+def guarded(work: Callable[[], object], stopped: str) -> int:
+    """Do it and return an exit code; a failure, Ctrl-C and SIGTERM end in a message, `stopped` for the latter two."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-    if arguments.command == "down":
-        try:
-            down()
-        except DemoError as error:
-            print(error, file=sys.stderr)
-            return 1
-        return 0
-    demo = Demo(arguments.distribution, provision=arguments.command == "up")
     try:
-        demo.run()
+        work()
     except DemoError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. `make demo` goes on from here; `make demo-down` removes what there is.", file=sys.stderr)
+        print(f"\n{stopped}", file=sys.stderr)
         return 130
-    finally:
-        demo.runner.stop()
     return 0
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=["up", "host", "down"], help="host: stop before provisioning")
+    parser.add_argument("--distribution", choices=["bookworm", "trixie"], default="trixie")
+    arguments = parser.parse_args()
+    demo = Demo(arguments.distribution, provision=arguments.command == "up")
+    work = down if arguments.command == "down" else demo.run
+    return guarded(work, "Stopped. `make demo` goes on from here; `make demo-down` removes what there is.")
 
 
 if __name__ == "__main__":

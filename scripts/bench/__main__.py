@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -17,15 +16,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from demo import PODMAN, DemoError, become_able
+from demo import PODMAN, become_able, guarded
 
 from bench import hosts, report, throughput
 from bench.forge import Cycle, Forge
-from bench.hosts import STATE, BenchError, Host, say
-from bench.load import STEADY_SECONDS, WARM_SECONDS, Site, cost, during, prove_sight
+from bench.hosts import STATE, Host, say
+from bench.load import STEADY_SECONDS, WARM_SECONDS, Site, cost, during, prove_sight, window
 from bench.peer import Fujin, versions
 
 HUP = "/bin/kill -HUP $MAINPID"
@@ -74,8 +72,9 @@ def measure(distribution: str, times: int, folder: Path) -> dict[str, Any]:
     results["forge"] = {
         "floor": {"idle": [each.idle_floor for each in cycles], "loaded": [each.loaded_floor for each in cycles]},
         "events": costs(cycles),
+        "lost_outside": lost_outside(cycles),
     }
-    results["fujin"] = {"events": costs(peers)}
+    results["fujin"] = {"events": costs(peers), "lost_outside": lost_outside(peers)}
     report.draw(cycles[0])
     return results
 
@@ -95,6 +94,15 @@ def costs(cycles: list[Cycle]) -> list[dict[str, Any]]:
     return [cost(event, cycle.result) for cycle in cycles for event in cycle.events]
 
 
+def lost_outside(cycles: list[Cycle]) -> int:
+    """Count the requests that failed although no event was near."""
+    lost = 0
+    for cycle in cycles:
+        inside = {record for event in cycle.events for record in window(event, cycle.result)}
+        lost += len(set(cycle.result.failed) - inside)
+    return lost
+
+
 def machine(host: Host, workers: int) -> dict[str, Any]:
     """Describe what it ran on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -111,33 +119,24 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the hosts running at the end")
     arguments = parser.parse_args()
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-    folder = Path(tempfile.mkdtemp(prefix="forge-bench-"))
-    try:
+    def work() -> None:
         become_able()
-        hosts.remove()
-        results = measure(arguments.distribution, arguments.times, folder)
-        (STATE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        report.write_page(results)
-    except (BenchError, DemoError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
-    finally:
-        if arguments.keep:
-            say(f"the hosts stay; log in: {PODMAN} exec -it forge-bench-vm bash")
-        else:
-            say("remove the hosts")
+        folder = Path(tempfile.mkdtemp(prefix="forge-bench-"))
+        try:
             hosts.remove()
-            shutil.rmtree(folder, ignore_errors=True)
-    say(f"done: {report.PAGE}, {report.PICTURE}, {STATE}/results.json")
-    return 0
+            results = measure(arguments.distribution, arguments.times, folder)
+            (STATE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+            report.write_page(results)
+            say(f"done: {report.PAGE}, {report.PICTURE}, {STATE}/results.json")
+        finally:
+            if arguments.keep:
+                say(f"the hosts stay; log in: {PODMAN} exec -it forge-bench-vm bash")
+            else:
+                say("remove the hosts")
+                hosts.remove()
+                shutil.rmtree(folder, ignore_errors=True)
+
+    return guarded(work, "Stopped.")
 
 
 if __name__ == "__main__":

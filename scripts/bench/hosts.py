@@ -12,7 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from demo import PODMAN, ROOT, SHARED, VENV, environment, last_lines, package_index, write_if_changed
+from demo import (
+    PODMAN,
+    ROOT,
+    SHARED,
+    VENV,
+    DemoError,
+    create_command,
+    environment,
+    last_lines,
+    own,
+    package_index,
+    podman,
+    write_if_changed,
+)
 
 SCENARIO = "bench"
 STATE = ROOT / ".cache" / "bench"
@@ -23,8 +36,8 @@ USER = "admin"
 PEER_VENV = ROOT / ".cache" / "bench-venv"
 
 
-class BenchError(Exception):
-    """What was expected, what was found, what to do."""
+class BenchError(DemoError):
+    """The bench could not go on."""
 
 
 def say(line: str) -> None:
@@ -136,13 +149,8 @@ def boot(distribution: str) -> tuple[Host, Host]:
         "platforms": [{"name": name, "distribution": distribution} for name in names],
         "state_directory": str(STATE),
     }
-    run(
-        [
-            *(str(VENV / "ansible-playbook"), "--inventory", "localhost,"),
-            *("--extra-vars", json.dumps(variables), str(SHARED / "create.yml")),
-        ],
-        "hosts that boot",
-    )
+    with own(STATE):
+        run(create_command(variables), "hosts that boot")
     hosts = []
     for name in names:
         address = run(
@@ -207,12 +215,9 @@ def write_inventory(host: Host, source: Path) -> None:
 def remove() -> None:
     """Remove the hosts, their network and the keys of the run; the results stay."""
     containers = [f"forge-{SCENARIO}-vm", f"forge-{SCENARIO}-fujin", VAULT]
-    for words in (
-        ["rm", "--force", "--ignore", "--time", "0", "--volumes", *containers],
-        ["volume", "rm", "--force", VAULT],
-        ["network", "rm", "--force", NETWORK],
-    ):
-        subprocess.run([str(PODMAN), *words], capture_output=True, check=False, env=environment())
+    podman("rm", "--force", "--ignore", "--time", "0", "--volumes", *containers)
+    podman("volume", "rm", "--force", VAULT, check=False)
+    podman("network", "rm", "--force", NETWORK, check=False)
     for name in ("id_ed25519", "id_ed25519.pub", "inventory.json", "known_hosts", "instance_config.yml"):
         (STATE / name).unlink(missing_ok=True)
     for folder in ("vault", "tls"):

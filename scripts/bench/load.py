@@ -73,16 +73,21 @@ def steady(result: Result) -> list[Record]:
     return result.between(result.began + WARM_SECONDS, result.began + WARM_SECONDS + STEADY_SECONDS)
 
 
+def window(event: Event, result: Result) -> list[Record]:
+    """Return the requests that count as the event's."""
+    return result.between(event.began - MARGIN_SECONDS, event.over + MARGIN_SECONDS)
+
+
 def cost(event: Event, result: Result) -> dict[str, Any]:
     """Put in figures what an event cost; times in seconds, latencies in milliseconds."""
-    window = result.between(event.began - MARGIN_SECONDS, event.over + MARGIN_SECONDS)
-    failed = [record for record in window if record.outcome != OK]
+    records = window(event, result)
+    failed = [record for record in records if record.outcome != OK]
     posts = sum(record.kind == "post" for record in failed)
-    p99, quiet = percentile(window, 99), percentile(steady(result), 99)
+    p99, quiet = percentile(records, 99), percentile(steady(result), 99)
     return {
         "event": event.name,
         "seconds": round(event.ended - event.began, 3),
-        "requests": len(window),
+        "requests": len(records),
         "lost_get": len(failed) - posts,
         "lost_post": posts,
         "failures": sorted({f"{record.outcome} {record.status}" for record in failed}),

@@ -88,7 +88,8 @@ def releases(results: dict[str, Any]) -> str:
         "rollback` on the host. Lost is of all repeats together. "
         f"The load is {results['rate']:.0f} requests/s, half of what the slower host's clients get through in a closed "
         f"loop ({own_most:.0f}/s on this project's, {peer_most:.0f}/s on Fujin's). "
-        f"A control event, Nginx killed, lost {results['control']} requests."
+        f"With no event near, this project lost {results['forge']['lost_outside']} requests and Fujin "
+        f"{results['fujin']['lost_outside']}. A control event, Nginx killed, lost {results['control']}."
         + (f" Fujin hung {hung} times after its work was done; those runs have no seconds." if hung else "")
     )
 
@@ -114,7 +115,7 @@ def cutovers(results: dict[str, Any]) -> str:
     return (
         table("event | command to swap, s | start to swap, s | : floor under load | : floor idle | phases, s", rows)
         + "\n\nThe floor is the same Gunicorn, started by hand beside the live slot, until every worker has "
-        f"answered `/ready` with 200: "
+        "answered `/ready` with 200: "
         f"{quiet:.2f} s idle, {loaded:.2f} s under the same load. Steady p99: "
         f"{median(event['steady_p99_ms'] for event in forge['events']):.1f} ms."
     )
