@@ -197,7 +197,7 @@ def previous_release(
     newest = ScriptDirectory.from_config(Config(APP / "alembic.ini")).get_revision("head")
     wanted = any(item.name == test_the_previous_release_works_on_this_schema.__name__ for item in request.session.items)
     if not (wanted and newest.module.backward_compatible):
-        yield str
+        yield lambda: pytest.skip(f"{newest.revision} says that it is not")
         return
     folder = tmp_path_factory.mktemp("previous")
     if problem := unpack_previous(folder, Path(newest.path)):
@@ -229,5 +229,5 @@ def test_nothing_runs_migrations_at_start() -> None:
 
 
 def test_the_previous_release_works_on_this_schema(previous_release: Callable[[], str]) -> None:
-    """What `backward_compatible` of the newest migration says; nothing is said when it is False."""
+    """What `backward_compatible` of the newest migration says."""
     assert (failed := previous_release()) == "", failed
