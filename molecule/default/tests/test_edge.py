@@ -37,9 +37,9 @@ CLAIMS = {
     "X-Request-ID": "chosen-by-the-client",
 }
 
-# Listens where a slot does, and answers each request with the head of it.
 # Seconds in which Nginx may still use a connection to the slot that had the traffic before.
 POOL_EXIT = 5
+# Listens where a slot does, and answers each request with the head of it.
 ECHO = """
 import os, shutil, socket
 path = "/run/inbox/echo.sock"
@@ -329,11 +329,9 @@ def test_app_that_is_down_is_a_quick_problem(host: Host) -> None:
     for answer, body in refused:
         assert (answer.status, answer.headers["content-type"]) == (502, PROBLEM)
         assert json.loads(body)["title"] == "Bad Gateway"
-    (logged,) = access_log(host, refused[1][0].headers["x-request-id"])
+    (logged,) = until(lambda: access_log(host, str(answer.headers["x-request-id"])), 5)
     assert (logged["path"], logged["upstream_status"]) == ("/v1/events/stream", "502")
     # The reason is in the journal, which is bounded.
-    (logged,) = access_log(host, str(answer.headers["x-request-id"]))
-    assert (logged["path"], logged["upstream_status"]) == ("/v1/events/stream", "502")
     why = "journalctl --no-pager --output=cat --unit=nginx --since=-1min --grep='live.sock failed'"
     assert "POST /v1/events" in host.check_output(why)
 

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +15,11 @@ import httpx
 import hvac
 import pytest
 import requests
-from forge_scenario import playbook, secrets_at, until
+from forge_scenario import playbook, podman, secrets_at, until
 from testinfra.host import Host
 
 STATE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "vault"
-PODMAN = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "molecule" / "shared" / "podman"
-CONTAINER = f"forge-{os.environ['MOLECULE_SCENARIO_NAME']}-vault"
+VAULT = f"forge-{os.environ['MOLECULE_SCENARIO_NAME']}-vault"
 PATH = "forge/inbox/app"
 ROLE = "forge-inbox-app"
 
@@ -59,11 +57,11 @@ def health(vault: hvac.Client) -> int:
 @contextmanager
 def down(vault: hvac.Client) -> Iterator[None]:
     """Stop the server."""
-    subprocess.run([PODMAN, "stop", "--time", "0", CONTAINER], check=True, capture_output=True)
+    podman("stop", "--time", "0", VAULT)
     try:
         yield
     finally:
-        subprocess.run([PODMAN, "start", CONTAINER], check=True, capture_output=True)
+        podman("start", VAULT)
         unseal(vault)
 
 

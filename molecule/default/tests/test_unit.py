@@ -7,16 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from forge_scenario import cgroup_value, main_pid, show, until
+from forge_scenario import Status, cgroup_value, main_pid, show, until
 from testinfra.host import Host
-
-Status = Callable[[], dict[str, Any]]
 
 # Joins the control groups of a unit, on cgroup v1 and v2 alike, before it does what the rest says.
 JOIN = """

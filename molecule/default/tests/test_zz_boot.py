@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import uuid
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import httpx
-from forge_scenario import cgroup_value, until
+from forge_scenario import Status, cgroup_value, reboot, until
 from testinfra.host import Host
 
-PODMAN = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / "molecule" / "shared" / "podman"
 CONFIG = "/etc/forge/apps/inbox.d/gunicorn.conf.py"
-CONTAINER = f"forge-{os.environ['MOLECULE_SCENARIO_NAME']}-vm"
 
 
-def ready(client: httpx.Client) -> bool:
-    """Whether the app answers through Nginx and TLS."""
-    try:
-        return client.get("/ready", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def reboot(client: httpx.Client, *arguments: str) -> None:
-    """Reboot the host, orderly or not, and wait for the app."""
-    subprocess.run([PODMAN, "restart", *arguments, CONTAINER], check=True, capture_output=True)
-    assert until(lambda: ready(client), 90, every=0.5)
-
-
-def test_reboot(host: Host, client: httpx.Client, status: Callable[[], dict[str, Any]], live: str) -> None:
+def test_reboot(host: Host, client: httpx.Client, status: Status, live: str) -> None:
     """The same release in the same slot with its limits, its data, and the journal of before."""
     posted = client.post(
         "/v1/events", json={"type": "boot.tested", "payload": {}}, headers={"Idempotency-Key": uuid.uuid4().hex}
@@ -41,7 +20,7 @@ def test_reboot(host: Host, client: httpx.Client, status: Callable[[], dict[str,
     before = status()["live"]
     limit = cgroup_value(host, live, "memory", "memory.limit_in_bytes", "memory.max")
     boot = host.check_output("cat /proc/sys/kernel/random/boot_id; systemctl show --property=UserspaceTimestamp")
-    reboot(client, "--time", "30")
+    reboot(client, patience=30)
     assert host.check_output("systemctl show --property=UserspaceTimestamp") not in boot
     assert status()["live"] == before
     assert host.check_output("readlink /run/inbox/live.sock") == f"{before['slot']}.sock"
@@ -53,7 +32,7 @@ def test_reboot(host: Host, client: httpx.Client, status: Callable[[], dict[str,
     assert posted.headers["x-request-id"] in logged
 
 
-def test_power_cut_with_leftovers(host: Host, client: httpx.Client, status: Callable[[], dict[str, Any]]) -> None:
+def test_power_cut_with_leftovers(host: Host, client: httpx.Client, status: Status) -> None:
     """No orderly stop, a half-written state beside the whole one, a live.sock that leads elsewhere: it comes back."""
     before = status()["live"]
     stale = "/etc/tmpfiles.d/stale.conf"
@@ -62,7 +41,7 @@ def test_power_cut_with_leftovers(host: Host, client: httpx.Client, status: Call
     links = "L+ /run/inbox/live.sock - - - - /run/foreign.sock\nL+ /run/inbox/.live.sock.new - - - - green.sock\n"
     host.check_output("printf %s > " + stale, links)
     try:
-        reboot(client, "--time", "0")
+        reboot(client, patience=0)
     finally:
         host.check_output("rm " + stale)
     assert status()["live"] == before
@@ -70,7 +49,7 @@ def test_power_cut_with_leftovers(host: Host, client: httpx.Client, status: Call
     assert until(lambda: host.run("systemctl is-system-running").stdout.strip() == "running", 60, every=1)
 
 
-def test_power_cut_during_a_release(host: Host, client: httpx.Client, status: Callable[[], dict[str, Any]]) -> None:
+def test_power_cut_during_a_release(host: Host, client: httpx.Client, status: Status) -> None:
     """The candidate was starting when everything stopped: what served before serves, and the release is over."""
     before = status()["live"]
     record = json.loads(host.check_output("cat /srv/inbox/releases/%s/release.json", before["release"]))
@@ -80,7 +59,7 @@ def test_power_cut_during_a_release(host: Host, client: httpx.Client, status: Ca
         command = "systemd-run --quiet --unit=forge-cut forgectl release inbox --source-digest %s"
         host.check_output(command, record["source_digest"])
         cut = until(lambda: (found := status()["operation"]) and found["phase"] == "starting" and found, 30)
-        reboot(client, "--time", "0")
+        reboot(client, patience=0)
     finally:
         host.check_output("mv /var/tmp/gunicorn.conf.py %s", CONFIG)
     after = status()

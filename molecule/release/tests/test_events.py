@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forge_load
 import httpx
 import pytest
 from forge_events import (
-    CONTAINER,
     DRAINED,
-    PODMAN,
     EventContext,
     answer,
     append,
@@ -32,10 +31,8 @@ from forge_events import (
     touched,
 )
 from forge_load import lost_and_doubled
-from forge_scenario import main_pid, until
+from forge_scenario import CONTAINER, PODMAN, Status, main_pid, until
 from testinfra.host import Host
-
-Status = Callable[[], dict[str, Any]]
 
 # An app around the app; `{unready}` decides over the readiness.
 READINESS = """
@@ -103,12 +100,19 @@ def upgrade() -> None:
 '''
 
 
-def test_load_sees_what_fails(event: EventContext, host: Host) -> None:
-    """The control: with no app, or no Nginx, every kind of request fails by either protocol, and lost rows are seen."""
+def test_load_sees_what_fails(
+    event: EventContext, host: Host, live: str, site: tuple[str, str, Path], rate: float
+) -> None:
+    """The control: without app, answers or Nginx each kind of request fails by either protocol; lost rows are seen."""
     with event("control: the app stopped", strict=False) as control:
         host.check_output("systemctl stop 'inbox@*.socket' 'inbox@*.service' && sleep 2 && forgectl boot inbox")
     answered = {(record.kind, record.protocol) for record in control.result.failed if record.status == 502}
     assert answered >= KINDS, control.result.counts()
+    workers = f"$(pgrep --parent {main_pid(host, live)})"
+    with forge_load.running(*site, rate=rate, timeout=1, extras=False) as impatient:
+        host.check_output(f"kill -STOP {workers}; sleep 3; kill -CONT {workers}")
+    late = {(record.kind, record.protocol) for record in impatient.result.failed if record.outcome == "timeout"}
+    assert late == KINDS, impatient.result.counts()
     with event("control: Nginx stopped", strict=False) as control:
         host.check_output("systemctl stop nginx && sleep 2 && systemctl start nginx")
     cut = {record for record in control.result.failed if record.outcome in ("refused", "reset", "truncated")}

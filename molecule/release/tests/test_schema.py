@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from forge_events import EventContext, answer, assert_one_live, copy_app, forgectl, history, psql, release, settle
-from forge_scenario import until
+from forge_events import (
+    EventContext,
+    answer,
+    assert_one_live,
+    copy_app,
+    forgectl,
+    history,
+    kill_forgectl,
+    psql,
+    release,
+    settle,
+    upload,
+)
+from forge_scenario import Status, until
 from testinfra.host import Host
-
-Status = Callable[[], dict[str, Any]]
 
 MIGRATION = '''"""For a test."""
 
@@ -31,6 +40,7 @@ def upgrade() -> None:
 '''
 HARMLESS = 'op.execute("CREATE TABLE added ()")'
 # The code before it does not know the name.
+SLOW = f'op.execute("SELECT pg_sleep(15)"); {HARMLESS}'
 BREAKING = f'{HARMLESS}; op.execute("ALTER TABLE event RENAME COLUMN type TO kind")'
 FAILING = f'{HARMLESS}; op.execute("SELECT 1 / 0")'
 HALF_WAY = f"with op.get_context().autocommit_block(): {FAILING}"
@@ -194,3 +204,40 @@ def test_migration_that_stops_half_way_names_its_repair(
     assert "run 'DROP TABLE added'" in failed.stderr
     assert at(host) == (head, True)
     assert_one_live(host, status, before)
+
+
+@pytest.mark.parametrize("breaking", [False, True])
+def test_killed_while_it_migrates(
+    event: EventContext, host: Host, status: Status, source: Path, head: str, breaking: bool
+) -> None:
+    """The migration goes on, the next command waits for its end, and then the release is whole."""
+    archive = upload(with_migration(source, head, SLOW, "" if breaking else MARKED))
+    command = ("release", "inbox", "--archive", archive, "--json", *(["--breaking"] if breaking else []))
+    victim = "systemd-run --quiet --collect --unit=forge-victim forgectl" + " %s" * len(command)
+    with event(f"killed while it migrates{', breaking' if breaking else ''}", strict=not breaking):
+        host.check_output(victim, *command)
+        until(lambda: migrating(host), 60)
+        host.check_output("systemctl kill --signal=KILL forge-victim")
+        done = forgectl(host, *command)
+    assert "waiting for inbox-migrate@" in done.stderr
+    assert_one_live(host, status, answer(done)["release"])
+    assert (at(host), status()["maintenance"]) == (("0099", True), None)
+
+
+def migrating(host: Host) -> str:
+    """The units that migrate at present."""
+    return str(host.check_output("systemctl list-units --no-legend --plain --state=activating 'inbox-migrate@*'"))
+
+
+@pytest.mark.parametrize("delay", [0.0, 2.0])
+def test_killed_as_the_maintenance_begins(
+    host: Host, status: Status, source: Path, head: str, client: httpx.Client, delay: float
+) -> None:
+    """Nothing has changed yet, as the old slot is drained first: the next command brings the old release back."""
+    before = status()["live"]["release"]
+    archive = upload(with_migration(source, head, HARMLESS))
+    kill_forgectl(host, "maintenance ...", "release", "inbox", "--archive", archive, "--breaking", delay=delay)
+    answer(forgectl(host, "recover", "inbox", "--json"))
+    assert_one_live(host, status, before)
+    assert (at(host), status()["maintenance"]) == ((head, False), None)
+    assert client.get("/v1/events").status_code == 200

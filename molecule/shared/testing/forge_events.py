@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -20,12 +21,9 @@ from typing import Any
 import forge_load
 import pytest
 from forge_load import IDLE_CLOSED, Running, lost_and_doubled, percentile
-from forge_scenario import until
+from forge_scenario import CONTAINER, PROJECT, Status, playbook, podman, until
 from testinfra.host import Host
 
-PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
-PODMAN = PROJECT / "molecule" / "shared" / "podman"
-CONTAINER = f"forge-{os.environ['MOLECULE_SCENARIO_NAME']}-vm"
 MARGIN = 5.0
 """Seconds of load before an event and after its end."""
 MAX_RATE = float(os.environ.get("FORGE_LOAD_MAX_RATE", "200"))
@@ -155,7 +153,7 @@ def event(
     rate: float,
     ledger: Ledger,
     say: Callable[[str], None],
-    status: Callable[[], dict[str, Any]],
+    status: Status,
 ) -> EventContext:
     """Put the app under load around an event, and judge what clients saw.
 
@@ -169,10 +167,10 @@ def event(
         with forge_load.running(*site, rate=rate) as load:
             happening = Event(name, load)
             time.sleep(MARGIN)
-            happening.began = load.mark("begin")
+            happening.began = time.time()
             yield happening
             settle(status)
-            happening.ended = load.mark("end")
+            happening.ended = time.time()
             time.sleep(MARGIN)
         happening.stored = table(host, happening.result.run)
         say(happening.line())
@@ -187,7 +185,7 @@ def event(
     return around
 
 
-def settle(status: Callable[[], dict[str, Any]]) -> None:
+def settle(status: Status) -> None:
     """Wait until no cutover is under way: the verdict is there, and the slot that lost has stopped."""
     until(lambda: status()["operation"] is None, DRAINED, every=0.5)
 
@@ -211,31 +209,17 @@ def table(host: Host, run: str) -> list[tuple[int, int]]:
 def run_playbook(
     host: Host, name: str, source: Path | None = None, **variables: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a playbook on the scenario's host, the way a person would; `source` replaces the app's.
+    """Run a playbook with other variables; `source` replaces the app's.
 
     Keys of `variables` that begin with `app_` go into the app's entry.
     """
-    # A control machine of its own would take no processor from the host.
-    apps = json.loads(json.dumps(host.ansible.get_variables()["apps"]))
+    apps = copy.deepcopy(host.ansible.get_variables()["apps"])
     if source:
         apps["inbox"]["source"] = str(source)
     for key in [key for key in variables if key.startswith("app_")]:
         apps["inbox"][key.removeprefix("app_")] = variables.pop(key)
-    inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
-    extra = json.dumps(variables | {"apps": apps})
-    return subprocess.run(
-        ["nice", "ansible-playbook", "--inventory", str(inventory), name, "--extra-vars", extra],
-        cwd=PROJECT,
-        env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def podman(*arguments: str, **options: Any) -> subprocess.CompletedProcess[Any]:
-    """Act upon the host from outside."""
-    return subprocess.run([PODMAN, *arguments], check=True, capture_output=True, **options)
+    # A control machine of its own would take no processor from the host.
+    return playbook("--extra-vars", json.dumps(variables | {"apps": apps}), name=name, before=["nice"])
 
 
 @pytest.fixture
@@ -302,7 +286,7 @@ def release(host: Host, source: Path, *arguments: str) -> Any:
     return forgectl(host, "release", "inbox", "--archive", upload(source), "--json", *arguments)
 
 
-def assert_one_live(host: Host, status: Callable[[], dict[str, Any]], release: str) -> None:
+def assert_one_live(host: Host, status: Status, release: str) -> None:
     """One slot runs, that release is in it, and traffic goes there; nothing is left of what was interrupted."""
     settle(status)
     found = status()

@@ -6,12 +6,11 @@ quarter of them HTTP/2, which carry half of the requests; beside them run a slow
 by server-sent events and one by WebSocket. Nothing is retried but what the protocols say was never processed, and
 that is counted apart.
 
-A library (`Load` for asyncio, `running()` and `capacity()` for everybody else) and a program (`--help`).
+`Load` is for asyncio, `running()` and `capacity()` for everybody else.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import errno
@@ -23,7 +22,6 @@ import secrets
 import socket
 import ssl
 import struct
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -65,7 +63,6 @@ ANSWER_LOST = "answer lost"
 """The connection closed as if the request had not been read, and yet the event was stored."""
 PROTOCOL = "protocol"
 TLS = "tls"
-OUTCOMES = (OK, STATUS, WRONG, REFUSED, UNREACHABLE, RESET, TRUNCATED, TIMEOUT, ANSWER_LOST, PROTOCOL, TLS)
 
 IDLE_CLOSED = "idle_closed"
 """Retried: a keep-alive HTTP/1.1 connection was closed in good order (close_notify) with no byte of an answer.
@@ -100,8 +97,6 @@ class Record(NamedTuple):
     """0 without an answer."""
     retried: str
     """Why it was sent again, see IDLE_CLOSED and GOAWAY; empty as a rule."""
-    header: str | None
-    """The response header that was asked to be kept."""
 
 
 @dataclass
@@ -135,8 +130,6 @@ class Result:
     began: float
     ended: float = 0.0
     records: list[Record] = field(default_factory=list)
-    marks: list[tuple[float, str]] = field(default_factory=list)
-    """Seconds since the epoch, and what happened then."""
     acknowledged: dict[int, int] = field(default_factory=dict)
     """Id of the stored event by the number in its payload."""
     followers: dict[str, Follower] = field(default_factory=dict)
@@ -166,35 +159,6 @@ class Result:
             )
         )
 
-    def summary(self) -> dict[str, Any]:
-        """Everything in figures; latencies in milliseconds."""
-        return {
-            "run": self.run,
-            "rate": round(self.rate, 1),
-            "seconds": round(self.ended - self.began, 1),
-            "requests": len(self.records),
-            "failed": len(self.failed),
-            "failures": self.counts(),
-            IDLE_CLOSED: self.retried(IDLE_CLOSED),
-            "idle_closes": self.idle_closes,
-            GOAWAY: self.retried(GOAWAY),
-            "acknowledged": len(self.acknowledged),
-            "p50_ms": round(percentile(self.records, 50) * 1000, 1),
-            "p99_ms": round(percentile(self.records, 99) * 1000, 1),
-            "max_ms": round(percentile(self.records, 100) * 1000, 1),
-            "followers": {
-                name: {
-                    "seen": len(follower.seen),
-                    "missed": len(follower.missed(self.acknowledged)),
-                    "doubled": len(follower.doubled()),
-                    "told": follower.told,
-                    "cut": follower.cut,
-                }
-                for name, follower in self.followers.items()
-            },
-            "marks": self.marks,
-        }
-
 
 def percentile(records: list[Record], percent: float) -> float:
     """Latency (s) that so many percent of the paced requests do not exceed; 0 without a request."""
@@ -205,7 +169,7 @@ def percentile(records: list[Record], percent: float) -> float:
 class _Request:
     """One request on its way."""
 
-    __slots__ = ("body", "client", "due", "expect", "header", "kind", "number", "received", "retried", "status")
+    __slots__ = ("body", "client", "due", "expect", "kind", "number", "received", "retried", "status")
 
     def __init__(self, number: int, kind: str, due: float, expect: tuple[int, int] | None) -> None:
         self.number = number
@@ -220,7 +184,6 @@ class _Request:
         """Forget what came so far."""
         self.status = 0
         self.received = False
-        self.header: str | None = None
         self.body = b""
 
 
@@ -286,7 +249,6 @@ class _Http1(_Connection):
                     request.body += event.data
                 elif isinstance(event, h11.Response):
                     request.status = event.status_code
-                    request.header = _header(event.headers, self.load.header)
                 elif isinstance(event, h11.EndOfMessage):
                     break
                 else:
@@ -415,7 +377,6 @@ class _Http2(_Connection):
         if (request := self.streams.get(stream)) and not request.received:
             request.received = True
             request.status = int(fields[0][1])
-            request.header = _header(fields, self.load.header)
         if ends:
             self.ended(stream)
 
@@ -443,13 +404,6 @@ class _Http2(_Connection):
 
 def _frame(kind: int | None, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
-
-
-def _header(headers: Any, name: bytes) -> str | None:
-    for key, value in headers:
-        if key == name:
-            return bytes(value).decode("latin-1")
-    return None
 
 
 class _Client:
@@ -518,7 +472,6 @@ class Load:
         rate: requests a second, or None for a closed loop in which each client waits for its answer.
         clients: keep-alive connections; a quarter speaks HTTP/2.
         timeout: seconds from the due time.
-        header: the response header that records keep.
         extras: whether the slow clients and the followers run too.
     """
 
@@ -532,12 +485,10 @@ class Load:
         port: int = 443,
         clients: int = 32,
         timeout: float = 30.0,
-        header: str = "x-request-id",
         extras: bool = True,
     ) -> None:
         self.address, self.port, self.domain = address, port, domain
         self.timeout = timeout
-        self.header = header.lower().encode()
         self.ending = False
         self._interval = 1 / rate if rate else 0.0
         self._extras = extras
@@ -604,10 +555,6 @@ class Load:
         else:
             for _ in range(self._size):
                 self._issue(self._loop.time())
-
-    def mark(self, name: str) -> None:
-        """Remember what happens now."""
-        self.result.marks.append((time.time(), name))
 
     async def stop(self) -> Result:
         """Send nothing more, wait for what is under way, and return what happened. Calling it again is harmless."""
@@ -704,7 +651,6 @@ class Load:
             outcome,
             request.status,
             request.retried,
-            request.header,
         )
         if client and client.protocol == "1.1":
             if self._queue:
@@ -715,12 +661,9 @@ class Load:
             self._issue(now)
 
     def _record(
-        self, due: float, now: float, kind: str, protocol: str, outcome: str, status: int, *rest: str | None
+        self, due: float, now: float, kind: str, protocol: str, outcome: str, status: int, retried: str = ""
     ) -> None:
-        retried, header = rest or ("", None)
-        self.result.records.append(
-            Record(due + self._epoch, now - due, kind, protocol, outcome, status, retried or "", header)
-        )
+        self.result.records.append(Record(due + self._epoch, now - due, kind, protocol, outcome, status, retried))
 
     def _judge(self, request: _Request) -> str:
         if request.kind == "page":
@@ -804,10 +747,10 @@ class Load:
             event = http.next_event()
             if isinstance(event, h11.Response):
                 return event
-            if event is h11.NEED_DATA:
-                http.receive_data(await reader.read(8192))
-            else:
+            data = await reader.read(8192) if event is h11.NEED_DATA else b""
+            if not data:
                 raise EOFError
+            http.receive_data(data)
 
     async def _once(
         self,
@@ -1005,11 +948,6 @@ class Running:
         """What happened so far; complete after the end of the context."""
         return self._load.result
 
-    def mark(self, name: str) -> float:
-        """Remember what happens now, and return the seconds since the epoch."""
-        self._load.mark(name)
-        return self.result.marks[-1][0]
-
     def _work(self) -> None:
         try:
             asyncio.run(self._main())
@@ -1073,38 +1011,3 @@ def lost_and_doubled(result: Result, rows: Iterator[tuple[int, int]]) -> tuple[s
 
 STORED = "SELECT id, payload->>'n' FROM event WHERE payload->>'run' = '{run}'"
 """Id and number of every event of a run."""
-
-
-def main() -> int:
-    """The program: load for a while, then the figures; exit code 1 when a request failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--address", required=True, help="where the host is")
-    parser.add_argument("--domain", required=True, help="the site's name, for TLS and HTTP")
-    parser.add_argument("--cafile", required=True, help="the only CA that is trusted")
-    parser.add_argument("--port", type=int, default=443)
-    parser.add_argument("--clients", type=int, default=32, help="keep-alive connections (default: %(default)s)")
-    parser.add_argument("--rate", type=float, help="requests a second (default: half of the capacity)")
-    parser.add_argument("--max-rate", type=float, default=400, help="cap of that half (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=30, help="seconds from the due time (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10, help="how long (default: %(default)s)")
-    parser.add_argument("--header", default="x-request-id", help="response header to record (default: %(default)s)")
-    parser.add_argument("--records", type=argparse.FileType("w"), metavar="FILE", help="every request, one JSON a line")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
-    site = (options.address, options.domain, options.cafile)
-    common = {"port": options.port, "clients": options.clients, "timeout": options.timeout}
-    rate = options.rate or min(options.max_rate, capacity(*site, **common) / 2)
-    with running(*site, rate=rate, header=options.header, **common) as load, contextlib.suppress(KeyboardInterrupt):
-        time.sleep(options.seconds)
-    if options.records:
-        options.records.writelines(json.dumps(record._asdict()) + "\n" for record in load.result.records)
-    summary = load.result.summary()
-    if options.json:
-        print(json.dumps(summary))
-    else:
-        print("\n".join(f"{name:13} {value}" for name, value in summary.items()))
-    return 1 if load.result.failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ import re
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,15 @@ import pytest
 import requests
 from testinfra.host import Host
 
+PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+PODMAN = PROJECT / "molecule" / "shared" / "podman"
+CONTAINER = f"forge-{os.environ['MOLECULE_SCENARIO_NAME']}-vm"
+"""The scenario's host."""
 JOURNAL_LINES = 40
 WATCHED = pytest.StashKey[list[str]]()
+
+Status = Callable[[], dict[str, Any]]
+"""What the fixture `status` gives."""
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -81,7 +88,7 @@ def client(host: Host) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def status(host: Host) -> Callable[[], dict[str, Any]]:
+def status(host: Host) -> Status:
     """Ask forgectl for the state of the app."""
 
     def ask() -> dict[str, Any]:
@@ -92,7 +99,7 @@ def status(host: Host) -> Callable[[], dict[str, Any]]:
 
 
 @pytest.fixture
-def live(status: Callable[[], dict[str, Any]], unit: Callable[[str], Any]) -> str:
+def live(status: Status, unit: Callable[[str], Any]) -> str:
     """The full name of the service in the live slot; if the test fails, its journal is part of the report."""
     return str(unit(f"inbox@{status()['live']['slot']}.service").name)
 
@@ -114,18 +121,36 @@ def secrets_at(vault: hvac.Client, path: str) -> dict[str, str]:
     return dict(vault.secrets.kv.v2.read_secret_version(path, raise_on_deleted_version=True)["data"]["data"])
 
 
-def playbook(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run site.yml on the scenario's hosts, the way a person would."""
+def playbook(*arguments: str, name: str = "site.yml", before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run a playbook on the scenario's hosts, the way a person would; `before` stands before the command."""
     inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
     return subprocess.run(
-        ["ansible-playbook", "--inventory", str(inventory), "site.yml", *arguments],
-        cwd=os.environ["MOLECULE_PROJECT_DIRECTORY"],
+        [*before, "ansible-playbook", "--inventory", str(inventory), name, *arguments],
+        cwd=PROJECT,
         # Molecule forces colours where its own output has them.
         env=os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def podman(*arguments: str, **options: Any) -> subprocess.CompletedProcess[Any]:
+    """Act upon the scenario's containers from outside."""
+    return subprocess.run([PODMAN, *arguments], check=True, capture_output=True, **options)
+
+
+def reboot(client: httpx.Client, *, patience: int) -> None:
+    """Reboot the host and wait until the app answers; it has `patience` (s) to stop in good order, at 0 none."""
+    podman("restart", "--time", str(patience), CONTAINER)
+
+    def ready() -> bool:
+        try:
+            return client.get("/ready", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    until(ready, 90, every=0.5)
 
 
 def show(host: Host, unit: str, name: str) -> str:
