@@ -270,6 +270,7 @@ class _Http1(_Connection):
 
     def abandon(self, _request: _Request) -> None:
         self.request = None
+        self.used = False
         self.transport.abort()
 
     def connection_lost(self, _exc: Exception | None) -> None:
