@@ -16,15 +16,15 @@ from forgectl.layout import Layout
 
 HOLD = """
 import sys, time; from pathlib import Path; from forgectl import lock; from forgectl.layout import Layout
-with lock.hold(Layout("inbox", Path(sys.argv[1])), "release"):
+with lock.hold(Layout("inbox", Path(sys.argv[1])), sys.argv[2]):
     print("held", flush=True); time.sleep(60)
 """
 
 
 @contextmanager
-def hold_elsewhere(layout: Layout) -> Iterator[subprocess.Popen[str]]:
+def hold_elsewhere(layout: Layout, reason: str = "release") -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(layout.root)],
+        [sys.executable, "-c", HOLD, str(layout.root), reason],
         env={"PYTHONPATH": str(SOURCE), "SUDO_USER": "alice"},
         stdout=subprocess.PIPE,
         text=True,
@@ -61,6 +61,16 @@ def test_a_patient_command_waits_for_the_holder(layout: Layout) -> None:
         threading.Timer(0.4, process.kill).start()
         with lock.hold(layout, "boot", patience=20):
             assert process.wait() == -signal.SIGKILL
+
+
+def test_what_a_timer_began_is_waited_for(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hold_elsewhere(layout, "recycle") as process:
+        threading.Timer(0.6, process.kill).start()
+        with lock.hold(layout, "release"):
+            assert process.wait() == -signal.SIGKILL
+    monkeypatch.setattr(lock, "ROUTINE_SECONDS", 0.3)
+    with hold_elsewhere(layout, "recycle"), pytest.raises(Locked, match="recycle"), lock.hold(layout, "release"):
+        pass
 
 
 def test_a_full_disk_keeps_nobody_from_the_lock(layout: Layout) -> None:

@@ -18,6 +18,9 @@ from forgectl.layout import Layout
 
 # A look at the lock takes it for microseconds: that must not count as a holder.
 GRACE_SECONDS = 0.2
+# What a timer begins now and then, by its reason: whoever comes meanwhile waits for it, and need not know of it.
+ROUTINES = ("recycle",)
+ROUTINE_SECONDS = 120.0
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -39,7 +42,7 @@ def person() -> str:
 
 @contextmanager
 def hold(layout: Layout, reason: str, patience: float = GRACE_SECONDS) -> Iterator[None]:
-    """Hold the lock of an app; wait at most `patience` seconds for another holder.
+    """Hold the lock of an app; wait at most `patience` seconds for another holder, and longer for a routine one.
 
     Raises:
         Locked: someone else holds it.
@@ -47,16 +50,18 @@ def hold(layout: Layout, reason: str, patience: float = GRACE_SECONDS) -> Iterat
     layout.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(layout.state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        deadline = time.monotonic() + patience
+        began = time.monotonic()
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                found = _read(descriptor)
+                routine = found is not None and found.reason in ROUTINES
+                if time.monotonic() - began > (max(patience, ROUTINE_SECONDS) if routine else patience):
                     raise Locked(
-                        f"{layout.name} is locked ({_describe(_read(descriptor))}); wait until that command has ended, "
-                        "then try again"
+                        f"{layout.name} is locked ({_describe(found)}); wait until that command has ended, then try "
+                        "again"
                     ) from None
                 time.sleep(0.02)
         _write(descriptor, msgspec.json.encode(Holder(os.getpid(), person(), reason, time.time())))

@@ -87,7 +87,9 @@ def stop(*units: str) -> None:
 def show(unit: str) -> dict[str, str]:
     """The properties of a unit that forgectl decides by."""
     output = run("systemctl", "show", "--property", ",".join(UNIT_PROPERTIES), unit).decode()
-    return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+    found = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+    # Where no job is queued, systemctl prints 0 in one version and nothing in another.
+    return found | {"Job": found["Job"] or "0"}
 
 
 def wait_ended(unit: str) -> None:
