@@ -64,6 +64,7 @@ class Slot:
     folder: Path
     app: dict[str, Any]
     boot_s: float = 0
+    module: str = "service:app"
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -84,8 +85,14 @@ class Slot:
     def start(self) -> None:
         """Start Gunicorn and wait until all its workers serve."""
         before = len(self.events("serves"))
+        self.launch()
+        count = self.app["workers"]["count"]
+        wait_until(lambda: len(self.events("serves")) >= before + count, f"{count} workers; {self.folder}/log")
+
+    def launch(self) -> None:
+        """Start Gunicorn."""
         passed = f'LISTEN_PID=$$ exec "$@" 3<&{self.listener.fileno()}'
-        command = [str(PYTHON), "-m", "gunicorn", "-c", f"{self.folder}/gunicorn.conf.py", "service:app"]
+        command = [str(PYTHON), "-m", "gunicorn", "-c", f"{self.folder}/gunicorn.conf.py", self.module]
         environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": f"{self.folder}:{Path(__file__).parent}",
@@ -104,8 +111,6 @@ class Slot:
                     stderr=log,
                 )
             )
-        count = self.app["workers"]["count"]
-        wait_until(lambda: len(self.events("serves")) >= before + count, f"{count} workers; {self.folder}/log")
 
     def stop(self) -> float:
         """Ask Gunicorn to end, and return the seconds that it took."""
@@ -380,6 +385,18 @@ async def test_slot_outlives_a_worker_of_an_app_without_metrics(slots: Any) -> N
     wait_until(lambda: len(slot.events("serves")) == 3, "a third worker")
     slot.stop()
     assert len(slot.events("ended")) == 2
+
+
+async def test_log_is_json_when_one_worker_after_the_other_fails_to_boot(tmp_path: Path) -> None:
+    """The second fails while Gunicorn already stops because of the first, and raises out of its main loop."""
+    slot = Slot(tmp_path / "releases/one", entry(), module="broken:app")
+    slot.launch()
+    try:
+        assert slot.processes[0].wait(30) != 0
+    finally:
+        slot.close()
+    lines = [json.loads(line) for line in (slot.folder / "log").read_text().splitlines()]
+    assert sum("exited with code 3" in line["message"] for line in lines) == 2
 
 
 async def test_workers_can_be_told_apart(slots: Any) -> None:
