@@ -279,16 +279,16 @@ def test_timeouts_form_a_chain(host: Host, status: Status) -> None:
     """No inner wait outlives its outer one; all read from what runs: Nginx, Gunicorn, systemd."""
     live = status()["live"]
     folder = f"/srv/inbox/releases/{live['release']}"
-    printed = host.check_output(
-        f"cd {folder} && venv/bin/python -m gunicorn --print-config --config gunicorn.conf.py json:dumps"
-    )
+    # Without bytecode: nothing but the staging may write there.
+    python = f"cd {folder} && venv/bin/python -B"
+    printed = host.check_output(f"{python} -m gunicorn --print-config --config gunicorn.conf.py json:dumps")
     gunicorn = {name: int(value) for name, value in re.findall(r"^(\w+)\s+= (\d+)$", printed, re.MULTILINE)}
     text = host.check_output("nginx -T 2>/dev/null")
     site = text[text.index("upstream forge_inbox ") :]
     nginx = {name: int(value) for name, value in reversed(re.findall(r"^\s+(\w+) (\d+)s;", site, re.MULTILINE))}
     stop = seconds(show(host, f"inbox@{live['slot']}.service", "TimeoutStopUSec"))
     kwargs = "import runpy; print(runpy.run_path('gunicorn.conf.py')['worker_class'].CONFIG_KWARGS[%s])"
-    cut = int(host.check_output(f"cd {folder} && venv/bin/python -c %s", kwargs % "'timeout_graceful_shutdown'"))
+    cut = int(host.check_output(f"{python} -c %s", kwargs % "'timeout_graceful_shutdown'"))
     read = nginx["proxy_read_timeout"]
     # A connection, then the request; the app's own shutdown, Gunicorn's patience with it, systemd's with Gunicorn.
     assert nginx["proxy_connect_timeout"] < read < cut < gunicorn["graceful_timeout"] < stop
