@@ -43,7 +43,7 @@ def tables(results: dict[str, Any]) -> str:
             f"{results['made']}, {machine['cores']} cores ({machine['processor']}) shared by the load generator, "
             f"Ansible and the hosts, {machine['busy']:.0%} busy with other work when the run began; "
             f"{machine['hosts']}; {versions}. "
-            f"Medians of {results['repeats']}, with the lowest and highest in brackets.",
+            f"Rounds of all events: {results['repeats']}. Medians, with the lowest and highest in brackets.",
             "### Deploy and rollback under load",
             releases(results),
             "### Of this project's cutovers",
@@ -155,8 +155,8 @@ def lost(events: list[dict[str, Any]]) -> str:
 
 
 def ratio(one: float, other: float) -> str:
-    """A ratio as a figure."""
-    return f"{one / other:.2f}"
+    """A ratio as a figure; empty when a side is not known."""
+    return "" if math.isnan(one / other) else f"{one / other:.2f}"
 
 
 def phase_medians(events: list[dict[str, Any]]) -> list[str]:
