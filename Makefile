@@ -28,12 +28,12 @@ demo-down:  ## Remove all of the demo
 	@python3 scripts/demo.py down
 
 .PHONY: test
-test: venv  ## Everything: check, scenario default on both distributions, the others on Debian 13
+test: venv  ## check, scenario default on both distributions, the others on Debian 13 without their exhaustive tests; about an hour
 	@scripts/packages test
 	@python3 scripts/test.py
 
 .PHONY: test-all
-test-all: venv  ## The same, with every scenario on both distributions
+test-all: venv  ## The same, with every test of every scenario on both distributions; hours
 	@scripts/packages test
 	@python3 scripts/test.py --everywhere
 

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Run the checks and the scenarios one after the other, and sum up: `N passed, N failed`. Standard library only."""
+"""Run the checks and the scenarios, and sum up: `N passed, N failed`. Standard library only.
+
+Two lanes run side by side, and then, with the machine to itself, what puts its host under as much load as it takes.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +22,19 @@ ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".cache" / "test"
 DISTRIBUTIONS = ("bookworm", "trixie")
 NEWEST = "trixie"
+ALONE = ("release",)
+"""Scenarios that need the machine to themselves."""
+ALONE_IN_FULL = (*ALONE, "secrets")
+"""Those that do with their exhaustive tests, which count seconds."""
+FIRST_LANE = ("default",)
+"""The rest is the second lane. Hosts have the same names on every distribution, so a scenario is in one of them."""
 # The last line of a pytest run, such as "== 2 failed, 31 passed in 4.05s ==".
 SUMMARY = re.compile(r"^[\s│]*=*\s*((?:\d+ [a-z]+(?:, )?)+) in [\d.]+s", re.MULTILINE)
+# A line of pytest's short summary, such as "FAILED tests/test_it.py::test_it - assert 0".
+FAILURE = re.compile(r"^[\s│]*((?:FAILED|ERROR) \S+::.*)", re.MULTILINE)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+BRIEF = '-m "not exhaustive"'
+"""Options of pytest: what takes minutes and shows more of the same is for --everywhere, and for `molecule test`."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,13 @@ class Part:
     name: str
     command: tuple[str, ...]
     distribution: str = NEWEST
+    options: str = ""
+    """Of pytest."""
+
+    @property
+    def scenario(self) -> str:
+        """Its scenario, or what it is called if it has none."""
+        return self.name.split()[0]
 
     @property
     def log(self) -> Path:
@@ -36,13 +59,17 @@ class Part:
 
 
 def parts(*, everywhere: bool) -> list[Part]:
-    """List the checks, then the scenarios: `default` on every distribution, the others on the newest one or on all."""
+    """List the checks, then the scenarios.
+
+    `default` runs on every distribution. The others do so with all their tests, or on the newest one without the
+    exhaustive tests.
+    """
     result = [Part("check", ("make", "--no-print-directory", "check"))]
     scenarios = {path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")}
     for scenario in sorted(scenarios, key=lambda name: (name != "default", name)):
         for distribution in DISTRIBUTIONS if everywhere or scenario == "default" else (NEWEST,):
             command = ("molecule", "test", "--scenario-name", scenario)
-            result.append(Part(f"{scenario} {distribution}", command, distribution))
+            result.append(Part(f"{scenario} {distribution}", command, distribution, "" if everywhere else BRIEF))
     return result
 
 
@@ -63,6 +90,8 @@ def run(part: Part) -> tuple[int, int]:
     print(f"{part.name} ...", flush=True)
     began = time.monotonic()
     environment = os.environ | {"DISTRO": part.distribution, "NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1"}
+    if part.options:
+        environment["PYTEST_ADDOPTS"] = part.options
     with part.log.open("w") as log:
         status = subprocess.run(
             part.command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
@@ -73,20 +102,40 @@ def run(part: Part) -> tuple[int, int]:
         passed += 1
     else:
         failed += 1
-        print("\n".join(f"    {line}" for line in output.rstrip().splitlines()[-80:]))
+        # What failed stands last, where an output that is cut short still has it.
+        lines = [*output.rstrip().splitlines()[-40:], "", *FAILURE.findall(output)]
+        print("\n".join(f"    {line}" for line in lines))
     minutes = (time.monotonic() - began) / 60
     verdict = "passed" if status == 0 else f"FAILED; all of its output: {part.log}"
     print(f"{part.name}: {minutes:.1f} min, {verdict}", flush=True)
     return passed, failed
 
 
+def run_all(every: Sequence[Part], alone: Sequence[str] = ALONE) -> list[tuple[int, int]]:
+    """Run all parts; after an interruption no other one begins."""
+    interrupted = threading.Event()
+
+    def run_lane(lane: list[Part]) -> list[tuple[int, int]]:
+        return [run(part) for part in lane if not interrupted.is_set()]
+
+    together = [part for part in every if part.scenario not in alone]
+    lanes = [[part for part in together if (part.scenario in FIRST_LANE) is first] for first in (True, False)]
+    with ThreadPoolExecutor() as pool:
+        try:
+            outcomes = [outcome for lane in pool.map(run_lane, lanes) for outcome in lane]
+        except BaseException:
+            interrupted.set()
+            raise
+    return outcomes + run_lane([part for part in every if part.scenario in alone])
+
+
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--everywhere", action="store_true", help="every scenario on every distribution")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--everywhere", action="store_true", help="every test of every scenario on every distribution")
     arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
-    outcomes = [run(part) for part in parts(everywhere=arguments.everywhere)]
+    outcomes = run_all(parts(everywhere=arguments.everywhere), ALONE_IN_FULL if arguments.everywhere else ALONE)
     passed = sum(outcome[0] for outcome in outcomes)
     failed = sum(outcome[1] for outcome in outcomes)
     print(f"{passed} passed, {failed} failed")

@@ -50,6 +50,15 @@ listener "tcp" {{
 api_addr     = "https://{address}:{port}"
 cluster_addr = "https://{address}:8201"
 """
+# Every request and answer with all of its secrets: for tests that then look for these elsewhere.
+AUDIT = """\
+audit "file" "wire" {
+  options {
+    file_path = "/vault/data/wire.log"
+    log_raw   = "true"
+  }
+}
+"""
 
 
 class Health(IntEnum):
@@ -74,13 +83,17 @@ class Mounts:
     prefix: str
 
 
+KINDS = ("app", "migrate", "rotate")
+
+
 @dataclass(frozen=True)
 class Identity:
-    """One of an app's AppRoles, the only reader of one KV path."""
+    """One of an app's AppRoles: `app` and `migrate` each read a KV path of their own; `rotate` renews all three."""
 
     mounts: Mounts
     app: str
-    kind: str  # "app" or "migrate"
+    kind: str
+    keys: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,20 +102,35 @@ class Identity:
 
     @property
     def path(self) -> str:
-        """KV v2 path below the mount."""
-        return f"{self.mounts.prefix}/{self.app}/{self.kind}"
+        """KV v2 path below the mount; `rotate` has that of the app."""
+        return f"{self.mounts.prefix}/{self.app}/{'app' if self.kind == 'rotate' else self.kind}"
 
     @property
     def policy(self) -> str:
-        """Policy that reads that path and nothing else."""
-        return f'path "{self.mounts.kv}/data/{self.path}" {{\n  capabilities = ["read"]\n}}\n'
+        """Policy that reads that path and nothing else; `rotate` may write it, and get and destroy secret ids."""
+        if self.kind != "rotate":
+            return f'path "{self.mounts.kv}/data/{self.path}" {{\n  capabilities = ["read"]\n}}\n'
+        renewed = [Identity(self.mounts, self.app, kind) for kind in KINDS]
+        return (
+            f'path "{self.mounts.kv}/data/{self.path}" {{\n  capabilities = ["create", "read", "update"]\n}}\n'
+            + "".join(
+                f'path "{each.role}/secret-id-accessor/destroy" {{\n  capabilities = ["create", "update"]\n}}\n'
+                for each in renewed
+            )
+            + wrapped_secret_ids(renewed)
+        )
+
+    @property
+    def role(self) -> str:
+        """API path of the AppRole."""
+        return f"auth/{self.mounts.approle}/role/{self.name}"
 
     def values(self) -> dict[str, str]:
-        """Fresh random values of every key at the path."""
+        """Fresh random values of every key at the path; none for the identity that rotates them."""
+        if self.kind == "rotate":
+            return {}
         values = {"database_password": awkward_secret()}
-        if self.kind == "app":
-            values["signing_key"] = awkward_secret()
-        return values
+        return values | {key: awkward_secret() for key in self.keys}
 
 
 def awkward_secret() -> str:
@@ -110,13 +138,13 @@ def awkward_secret() -> str:
     return secrets.token_urlsafe(12) + AWKWARD + secrets.token_urlsafe(12)
 
 
-def control_policy(identities: list[Identity]) -> str:
+def wrapped_secret_ids(identities: list[Identity]) -> str:
     """Policy of the control machine: secret ids, and those only response-wrapped for one to five minutes.
 
     Without `min_wrapping_ttl` the same right would also hand out unwrapped ones.
     """
     return "".join(
-        f'path "auth/{identity.mounts.approle}/role/{identity.name}/secret-id" {{\n'
+        f'path "{identity.role}/secret-id" {{\n'
         '  capabilities     = ["create", "update"]\n'
         '  min_wrapping_ttl = "60s"\n'
         '  max_wrapping_ttl = "300s"\n'
@@ -246,9 +274,13 @@ class Certificates:
 class Server:
     """The container with the server, and the state that makes it usable again after a restart."""
 
-    def __init__(self, container: str, network: str, image: str, state: Path) -> None:
+    def __init__(
+        self, container: str, network: str, image: str, state: Path, *, number: int = 5, audit: bool = False
+    ) -> None:
         self.container = container
         self.network = network
+        self.number = number
+        self.audit = audit
         self.image = image
         self.certificates = Certificates(state)
         self.config_directory = state / "server"
@@ -259,7 +291,7 @@ class Server:
     def _address(self) -> str:
         networks = json.loads(podman("network", "inspect", self.network).stdout)
         subnet = ipaddress.ip_network(networks[0]["subnets"][0]["subnet"])
-        return str(subnet[5])
+        return str(subnet[self.number])
 
     def client(self, token: str | None = None) -> hvac.Client:
         """Make a client of the server."""
@@ -275,7 +307,7 @@ class Server:
     def start(self) -> bool:
         """Have the container run with the present certificate; tell whether anything had to be done."""
         renewed = self.certificates.ensure(self.address)
-        config = SERVER_CONFIG.format(address=self.address, port=PORT)
+        config = SERVER_CONFIG.format(address=self.address, port=PORT) + (AUDIT if self.audit else "")
         config_file = self.config_directory / "server.hcl"
         if not config_file.exists() or config_file.read_text() != config:
             write_private(config_file, config)
@@ -295,6 +327,8 @@ class Server:
         podman(
             *("run", "--detach", "--name", self.container, "--hostname", "vault"),
             *("--network", self.network, "--ip", self.address),
+            # As a server that restarts: others need not find out that its address is another card's now.
+            *("--mac-address", ":".join(["02", "42", *(f"{int(part):02x}" for part in self.address.split("."))])),
             *("--cap-drop", "all", "--cap-add", "DAC_OVERRIDE", "--security-opt", "no-new-privileges"),
             *("--volume", f"{self.container}:/vault/data"),
             *("--volume", f"{self.config_directory}:/vault/config:ro"),
@@ -398,10 +432,11 @@ class Setup:
         for identity in self.identities:
             self._policy(identity.name, identity.policy)
             self._role(identity)
-            self._values(identity)
+            if identity.values():
+                self._values(identity)
             role = self.client.auth.approle.read_role_id(identity.name, mount_point=self.mounts.approle)
             role_ids.setdefault(identity.app, {})[identity.kind] = role["data"]["role_id"]
-        self._policy("forge-control", control_policy(self.identities))
+        self._policy("forge-control", wrapped_secret_ids(self.identities))
         self._control_token(token_file)
         return role_ids
 
@@ -421,7 +456,8 @@ class Setup:
             "token_ttl": 300,
             "token_max_ttl": 300,
             "token_type": "service",
-            "secret_id_ttl": 90 * 86400,
+            # Below the 32 days that a mount allows unless it is tuned.
+            "secret_id_ttl": 30 * 86400,
             "bind_secret_id": True,
         }
         try:
@@ -463,7 +499,8 @@ def main() -> None:
 
 @main.command()
 @click.option("--container", required=True, help="Name of the container and of the volume with its data.")
-@click.option("--network", required=True, help="podman network to join; the server gets its fifth address.")
+@click.option("--network", required=True, help="podman network to join.")
+@click.option("--number", default=5, show_default=True, help="Which of its addresses the server gets.")
 @click.option("--image", required=True, help="Image to run OpenBao in.")
 @click.option(
     "--state",
@@ -475,26 +512,32 @@ def main() -> None:
 @click.option("--kv-mount", default="secret", show_default=True, help="Mount of the KV v2 engine.")
 @click.option("--approle-mount", default="approle", show_default=True, help="Mount of the AppRole method.")
 @click.option("--prefix", default="forge", show_default=True, help="What names of AppRoles and paths begin with.")
+@click.option("--key", "keys", multiple=True, help="Key with a random value at each app's path; repeatable.")
+@click.option("--audit", is_flag=True, help="Log all that passes, secrets too, in /vault/data/wire.log.")
 def up(
     container: str,
     network: str,
+    number: int,
     image: str,
     state: Path,
     apps: tuple[str, ...],
     kv_mount: str,
     approle_mount: str,
     prefix: str,
+    keys: tuple[str, ...],
+    audit: bool,
 ) -> None:
     """Bring the server up from whatever state it is in; a second run changes nothing.
 
     Prints one JSON object, the same as in control.json: address, ca_file, token_file, role_ids, changed.
     """
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    server = Server(container, network, image, state)
+    server = Server(container, network, image, state, number=number, audit=audit)
     started = server.start()
     root_token, opened = server.open()
     mounts = Mounts(kv_mount, approle_mount, prefix)
-    identities = [Identity(mounts, app, kind) for app in apps for kind in ("app", "migrate")]
+    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(KINDS, ()) | {"app": ("signing_key", *keys)}
+    identities = [Identity(mounts, app, kind, kinds[kind]) for app in apps for kind in kinds]
     setup = Setup(server.client(root_token), mounts, identities)
     token_file = state / "control.token"
     result = {

@@ -16,12 +16,13 @@ from typing import Any
 
 import hvac
 import msgspec
+import psycopg
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "roles/forgectl/files/forgectl/src"
 sys.path.insert(0, str(SOURCE))
 
-from forgectl import config  # noqa: E402
+from forgectl import config, database  # noqa: E402
 from forgectl.layout import Layout  # noqa: E402
 from forgectl.staging import Record  # noqa: E402
 
@@ -93,7 +94,8 @@ class Bao:
             self.port = free.getsockname()[1]
         self.address = f"https://127.0.0.1:{self.port}"
         self.ca_file = folder / "vault-ca.pem"
-        with (folder / "log").open("wb") as log:
+        self._log = folder / "log"
+        with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
                     *("bao", "server", "-dev", "-dev-tls", f"-dev-tls-cert-dir={folder}"),
@@ -124,6 +126,11 @@ class Bao:
         return msgspec.structs.replace(
             config.Secrets(address=self.address, ca_file=str(self.ca_file), path="forge/inbox/app"), **changes
         )
+
+    def unseal(self) -> None:
+        """With the key that a server in dev mode writes into its log."""
+        key = next(line for line in self._log.read_text().splitlines() if line.startswith("Unseal Key: "))
+        self.client.sys.submit_unseal_key(key.removeprefix("Unseal Key: "))
 
     def stop(self) -> None:
         self._process.terminate()
@@ -183,7 +190,10 @@ def describe(address: str = "https://127.0.0.1:1", ca_file: str = "/ca.pem", var
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """Conninfo of a superuser of a temporary cluster that asks everyone else for a SCRAM password."""
+    """Conninfo of a superuser of a temporary cluster that asks everyone else for a SCRAM password.
+
+    It listens on loopback too, for servers that know no unix socket.
+    """
     programs = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
     # Not pytest's own folder: the path of a unix socket has at most 107 characters, and root's is private.
     folder = Path(tempfile.mkdtemp(prefix="forge-pg-"))
@@ -205,11 +215,40 @@ def postgresql() -> Iterator[str]:
             )
 
     run("initdb", "-U", "admin", "-A", "trust", "--no-sync", "--locale=C.UTF-8")
-    (folder / "data/pg_hba.conf").write_text("local all admin trust\nlocal all all scram-sha-256\n")
-    run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -h '' -F", "start")
-    yield f"host={folder} user=admin dbname=postgres"
+    (folder / "data/pg_hba.conf").write_text(
+        "local all admin trust\nlocal all all scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    run("pg_ctl", "-w", "-l", str(folder / "log"), "-o", f"-k {folder} -h 127.0.0.1 -p {port} -F", "start")
+    yield f"host={folder} port={port} user=admin dbname=postgres"
     run("pg_ctl", "-w", "-m", "fast", "stop")
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def logins(postgresql: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
+    """The two roles that the app logs in as, on a cluster that takes the user of the tests for its administrator."""
+    monkeypatch.setattr(database, "ADMINISTRATOR", pwd.getpwuid(os.getuid()).pw_name)
+    monkeypatch.setattr(database, "ADMINISTRATION", postgresql)
+    roles = ("inbox_app", "inbox_app_2")
+    with psycopg.connect(postgresql, autocommit=True) as connection:
+        for role in roles:
+            connection.execute(f"CREATE ROLE {role} LOGIN".encode())
+        yield roles
+        for role in roles:
+            connection.execute(f"DROP ROLE {role}".encode())
+
+
+def admits(postgresql: str, role: str, password: str) -> bool:
+    """Whether the cluster lets a role in with a password."""
+    try:
+        with psycopg.connect(postgresql, user=role, password=password) as connection:
+            return connection.execute("SELECT current_user").fetchone() == (role,)
+    except psycopg.OperationalError as error:
+        if "password authentication failed" not in str(error):
+            raise
+        return False
 
 
 def staged(layout: Layout, number: int, revisions: str = "") -> Record:

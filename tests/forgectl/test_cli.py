@@ -31,6 +31,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["recycle"],
         ["stage"],
         ["watch"],
+        ["lease"],
         ["recover"],
         ["prune"],
         ["history"],
@@ -39,6 +40,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["logs"],
         ["secrets", "enrol"],
         ["secrets", "check"],
+        ["secrets", "rotate"],
+        ["secrets", "set"],
+        ["secrets", "unset"],
         ["database", "verifiers"],
     ],
 )
@@ -74,8 +78,8 @@ def test_wrong_usage_is_2() -> None:
 @pytest.mark.parametrize(
     ("expression", "expected"),
     [
-        # Secrets pass through: a crash must not write them to the disk.
-        ("__import__('resource').getrlimit(__import__('resource').RLIMIT_CORE)", "(0, 0)"),
+        # Secrets pass through: a crash must not write them to the disk, nor to a program for cores.
+        ("__import__('resource').getrlimit(__import__('resource').RLIMIT_CORE)", "(1, 1)"),
         # Help is quick.
         ("{'msgspec', 'psycopg', 'hvac', 'http.client', 'forgectl.release'} & set(sys.modules)", "set()"),
     ],

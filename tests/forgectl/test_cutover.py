@@ -19,7 +19,7 @@ import msgspec
 import psycopg
 import pytest
 from conftest import Bao, describe, staged
-from forgectl import config, cutover, identity, migration, release, slots, staging, state, status, systemd
+from forgectl import config, cutover, identity, lock, migration, release, slots, staging, state, status, systemd
 from forgectl.cutover import Cutover
 from forgectl.errors import CandidateFailed, ForgeError, Locked, Refused
 from forgectl.layout import SLOTS, Layout
@@ -127,7 +127,7 @@ class Host:
         return record
 
     def make_live(self, record: Record, slot: str = "blue") -> None:
-        slots.prepare(self.layout, slot, record.id)
+        slots.prepare(self.layout, slot, record.id, 0)
         slots.start(self.layout, slot)
         slots.swap(self.layout, slot)
         state.save(self.layout, State(live=Slotted(record.id, slot, "2026-01-01T00:00:00+00:00")))
@@ -349,13 +349,13 @@ def release_broken(host: Host) -> None:
 
 def break_service(host: Host) -> None:
     change = host.change()
-    change.interrupt_service(name(2), "the schema changes")
+    change.interrupt_service(name(2), "the schema changes", ["a"])
     change.run(name(2))
 
 
 def break_in_vain(host: Host) -> None:
     change = host.change()
-    change.interrupt_service(name(2), "the schema changes")
+    change.interrupt_service(name(2), "the schema changes", ["a"])
     change.fail(name(2), ForgeError("the migration failed"), undone=True)
 
 
@@ -456,7 +456,7 @@ def test_more_workers_in_the_new_settings_keep_the_old_release_from_nothing(host
     host.describe(host.settings.replace("count = 2", "count = 4"))
     host.stage(3)
     change = host.change()
-    change.interrupt_service(name(3), "the schema changes")
+    change.interrupt_service(name(3), "the schema changes", ["a"])
     change.fail(name(3), ForgeError("the migration failed"), undone=True)
     host.assert_whole()
     assert not host.state.maintenance
@@ -467,7 +467,7 @@ def test_restarts_of_long_ago_do_not_keep_the_old_release_from_coming_back(host:
     change = host.change()
     host.meanwhile = interrupted
     with pytest.raises(KeyboardInterrupt):
-        change.interrupt_service(name(2), "the schema changes")
+        change.interrupt_service(name(2), "the schema changes", ["a"])
     assert host.is_up("blue")
     host.units[host.layout.service("blue")]["NRestarts"] = "2"
     change.fail(name(2), KeyboardInterrupt(), undone=True)
@@ -478,7 +478,7 @@ def test_restarts_of_long_ago_do_not_keep_the_old_release_from_coming_back(host:
 def test_a_live_release_that_does_not_come_back_stops_no_command(host: Host) -> None:
     """The page stays, what failed first is what is told, and the release that mends it is made."""
     change = host.change()
-    change.interrupt_service(name(2), "the schema changes")
+    change.interrupt_service(name(2), "the schema changes", ["a"])
     host.broken.add(name(1))
     change.fail(name(2), ForgeError("the migration failed"), undone=True)
     host.assert_served()
@@ -529,18 +529,27 @@ def test_a_rollback_in_the_watch_asks_as_often_as_the_watch(host: Host, unready:
     assert (rollback().release, host.layout.live_slot()) == (name(1), "blue")
 
 
-@pytest.mark.parametrize("ready", [True, False])
-def test_a_recycling_that_is_watched_makes_room_for_another_command(host: Host, ready: bool) -> None:
-    """The same release is on both sides: the better slot stays, and nobody has to wait."""
-    host.change("recycle").run(name(1))
-    present = host.state
-    assert present.operation
-    if not ready:
-        host.units[host.layout.service("green")]["ActiveState"] = "failed"
-    cutover.settle(host.layout, host.app, present, host.say)
-    host.assert_whole()
-    assert host.layout.live_slot() == ("green" if ready else "blue")
-    assert host.state.history[-1].outcome == ("live" if ready else "rolled back")
+@pytest.mark.parametrize("action", ["release", "rollback", "recycle", "rotation"])
+def test_a_deploy_waits_for_what_a_timer_began(host: Host, action: Action) -> None:
+    """Without the lock, which the verdict needs; of another deploy it is told."""
+    watch(host, 0.3, action)
+    # Its unit died: nobody else would start it again.
+    host.units.clear()
+    for slot in SLOTS:
+        slots.start(host.layout, slot)
+    follows = threading.Timer(0.2, host.follow)
+    waits = action in ("recycle", "rotation")
+    if waits:
+        follows.start()
+    with cutover.turn(host.layout, host.app, "release", host.say, ("recycle", "rotation")):
+        found = host.state
+        assert (found.operation is not None and found.operation.phase == "watching") != waits
+        assert found.history == [] or found.history[-1].outcome == "live"
+        assert lock.holder(host.layout)
+        assert waits or host.layout.watch_unit() in host.units
+    assert (f"waiting for the verdict on a {action}" in host.said) == waits
+    if waits:
+        follows.join()
 
 
 def test_a_source_that_is_not_here_is_asked_for(host: Host) -> None:
@@ -578,7 +587,8 @@ def test_nothing_is_staged_while_a_release_is_watched(host: Host) -> None:
 @pytest.fixture
 def with_schema(new_host: Callable[[], Host], bao: Bao, postgresql: str) -> Iterator[Callable[[], Host]]:
     """Makes hosts whose live release has revision a, and whose second brings b, which the first can't live with."""
-    folder = str(psycopg.conninfo.conninfo_to_dict(postgresql)["host"]).replace("/", "%2F")
+    server = psycopg.conninfo.conninfo_to_dict(postgresql)
+    place = f"{str(server['host']).replace('/', '%2F')}:{server['port']}"
     secrets = {"role-id": bao.role_id, "secret-id": bao.secret_id()}
     bao.put("forge/inbox/migrate", {"database_password": "p"})
     extra = f"""
@@ -587,7 +597,7 @@ placement = "external"
 name = "postgres"
 app_role = "inbox_app"
 migrate_role = "inbox_migrate"
-url = "postgresql://inbox_app@{folder}/postgres"
+url = "postgresql://inbox_app@{place}/postgres"
 [migration]
 user = "inbox-migrate"
 command = ["alembic", "upgrade", "head"]
@@ -667,6 +677,25 @@ def test_killed_at_any_step_of_a_breaking_release(
         seen.add((moved, live.release))
         step += 1
     assert seen == {(False, name(1)), (True, name(1)), (True, name(2))}
+
+
+def test_a_breaking_release_killed_after_a_rollback_over_a_migration(
+    with_schema: Callable[[], Host], postgresql: str
+) -> None:
+    """The schema is newer than the code that serves, and has not moved all the same."""
+    host = with_schema()
+    host.on_migration()
+    host.stage(3, "abc")
+    present = host.state
+    present.schema = name(2)
+    state.save(host.layout, present)
+    killed = host.change()
+    killed.interrupt_service(name(3), "3 brings c", ["b"])
+    killed.note_schema(staging.records(host.layout)[2])
+    host.repair()
+    host.assert_whole()
+    assert (host.state.maintenance, host.state.schema, host.layout.live_slot()) == ("", name(2), "blue")
+    assert at(postgresql) == "b"
 
 
 def interrupted() -> None:
@@ -763,7 +792,7 @@ def test_a_rollback_after_a_killed_migration_is_judged_by_what_may_be_there(with
 def test_boot_shows_the_page_when_nobody_can_say_how_far_a_migration_came(with_schema: Callable[[], Host]) -> None:
     """Vault or the database may come up later than this host."""
     host = with_schema()
-    host.change().interrupt_service(name(2), "the schema changes")
+    host.change().interrupt_service(name(2), "the schema changes", ["a"])
     host.sealed = {"role-id": "none", "secret-id": "none"}
     host.boot()
     assert host.layout.maintenance.exists()

@@ -2,13 +2,21 @@
 
 import json
 import os
+import re
 import resource
+import socket
+import ssl
 import subprocess
 import sys
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import HARD_VALUES, SOURCE, Bao, describe
+from forgectl import vault
 from forgectl.layout import Layout
 
 # Stands where Gunicorn would: it tells what it was given.
@@ -40,6 +48,11 @@ def write(layout: Layout, settings: str) -> None:
     (release / "settings.toml").write_text(settings)
     (layout.slots / "blue").unlink(missing_ok=True)
     (layout.slots / "blue").symlink_to("../releases/R1")
+
+
+def patient(seconds: float, description: str) -> str:
+    """A description whose starts go on asking for so long."""
+    return description.replace("[secrets]\n", f"[secrets]\nretry_seconds = {seconds}\n")
 
 
 def launch(
@@ -88,6 +101,29 @@ def test_the_app_gets_a_clean_environment(host: Layout) -> None:
         "NOTIFY_SOCKET": "/n",
         "WATCHDOG_USEC": "5",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (None, "postgresql+asyncpg://inbox_app@%2Frun/inbox"),
+        ("inbox_app_2", "postgresql+asyncpg://inbox_app_2@%2Frun/inbox"),
+        ("postgres", ""),
+    ],
+)
+def test_the_secrets_name_the_user_in_the_url(host: Layout, bao: Bao, name: str | None, expected: str) -> None:
+    bao.put("forge/inbox/app", {**HARD_VALUES, **({"database_user": name} if name else {})})
+    url = '"postgresql+asyncpg://inbox_app@%2Frun/inbox"'
+    description = describe(bao.address, str(bao.ca_file), VARIABLES).replace("[settings]", f"[settings]\nURL = {url}")
+    database = f'placement = "local"\nname = "inbox"\napp_role = "inbox_app"\nurl = {url}\nurl_variable = "URL"\n'
+    write(host, f"{description}[database]\n{database}")
+    done = launch(host)
+    if not expected:
+        assert (done.returncode, "expected inbox_app or inbox_app_2 under the key" in done.stderr) == (78, True)
+        return
+    environment = json.loads(done.stdout)[1]
+    Path(environment["PROMETHEUS_MULTIPROC_DIR"]).rmdir()
+    assert environment["URL"] == expected
 
 
 def test_the_process_stays_the_same(host: Layout) -> None:
@@ -139,10 +175,11 @@ def test_a_migration_has_settings_and_secrets_of_its_own(host: Layout, bao: Bao)
     ],
 )
 def test_one_line_says_why_it_failed(host: Layout, bao: Bao, sealed_bao: Bao, breakage: str, expected: str) -> None:
+    """And there is no second attempt, for all that the budget allows, where patience mends nothing."""
     secret_id = host.root / "credentials/secret-id"
     was = secret_id.read_text()
     if breakage == "sealed":
-        write(host, describe(sealed_bao.address, str(sealed_bao.ca_file), VARIABLES))
+        write(host, patient(0, describe(sealed_bao.address, str(sealed_bao.ca_file), VARIABLES)))
     elif breakage == "rejected":
         secret_id.write_text("wrong")
     elif breakage == "credential":
@@ -161,3 +198,68 @@ def test_one_line_says_why_it_failed(host: Layout, bao: Bao, sealed_bao: Bao, br
     assert expected in done.stderr
     for value in (was, *HARD_VALUES.values()):
         assert value not in done.stderr
+
+
+def test_a_start_waits_for_vault_to_be_unsealed(host: Layout, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One line an attempt, with a pause that differs."""
+    server = Bao(tmp_path_factory.mktemp("unsealed"))
+    try:
+        server.put("forge/inbox/app", HARD_VALUES)
+        write(host, patient(30, describe(server.address, str(server.ca_file), VARIABLES)))
+        (host.root / "credentials/role-id").write_text(server.role_id)
+        (host.root / "credentials/secret-id").write_text(server.secret_id())
+        server.client.sys.seal()
+        threading.Timer(4, server.unseal).start()
+        began = time.monotonic()
+        done = launch(host)
+        took = time.monotonic() - began
+    finally:
+        server.stop()
+    assert done.returncode == 0, done.stderr
+    environment = json.loads(done.stdout)[1]
+    Path(environment["PROMETHEUS_MULTIPROC_DIR"]).rmdir()
+    assert environment["V_QUOTES"] == HARD_VALUES["quotes"]
+    assert 4 < took < 30
+    lines = done.stderr.splitlines()
+    pattern = r"forge-launch: inbox: Vault at \S+ is sealed or not initialised; .*; next attempt in (\d+\.\d) s"
+    pauses = [float(match[1]) for line in lines if (match := re.fullmatch(pattern, line))]
+    assert len(pauses) == len(lines) >= 2
+    assert len(set(pauses)) > 1
+
+
+@pytest.mark.parametrize("kind", ["sealed", "down", "silent", "slow"])
+def test_a_start_gives_up_when_its_budget_is_spent(host: Layout, sealed_bao: Bao, kind: str) -> None:
+    """However the server is not there: also one that takes connections and says nothing, before or after TLS."""
+    with ExitStack() as stack:
+        other = stack.enter_context(socket.socket())
+        other.bind(("127.0.0.1", 0))
+        if kind == "silent":
+            other.listen()
+        elif kind == "slow":
+            other.listen()
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            folder = sealed_bao.ca_file.parent
+            context.load_cert_chain(folder / "vault-cert.pem", folder / "vault-key.pem")
+            other = stack.enter_context(context.wrap_socket(other, server_side=True))
+            connections: list[Any] = []
+            answering = threading.Thread(target=lambda: connections.append(other.accept()))
+            answering.start()
+            stack.callback(lambda: [connection.close() for connection, _ in connections])
+            stack.callback(answering.join)
+        address = sealed_bao.address if kind == "sealed" else f"https://127.0.0.1:{other.getsockname()[1]}"
+        write(host, patient(3, describe(address, str(sealed_bao.ca_file), VARIABLES)))
+        began = time.monotonic()
+        done = launch(host)
+        took = time.monotonic() - began
+    assert done.returncode == 78
+    *attempts, last = done.stderr.splitlines()
+    assert all("; next attempt in " in line for line in attempts)
+    assert "next attempt" not in last
+    # Also on a busy machine less than a single request would have without the budget.
+    assert 3 < took < vault.TIMEOUT_SECONDS
+    assert attempts or kind in ("silent", "slow")
+
+
+def test_a_start_without_a_budget_asks_once(host: Layout, sealed_bao: Bao) -> None:
+    write(host, patient(0, describe(sealed_bao.address, str(sealed_bao.ca_file), VARIABLES)))
+    assert launch(host).stderr.count("\n") == 1

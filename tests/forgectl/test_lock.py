@@ -63,14 +63,32 @@ def test_a_patient_command_waits_for_the_holder(layout: Layout) -> None:
             assert process.wait() == -signal.SIGKILL
 
 
-def test_what_a_timer_began_is_waited_for(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    with hold_elsewhere(layout, "recycle") as process:
+@pytest.mark.parametrize("reason", lock.ROUTINES)
+def test_what_a_timer_began_is_waited_for(layout: Layout, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hold_elsewhere(layout, reason) as process:
         threading.Timer(0.6, process.kill).start()
         with lock.hold(layout, "release"):
             assert process.wait() == -signal.SIGKILL
     monkeypatch.setattr(lock, "ROUTINE_SECONDS", 0.3)
-    with hold_elsewhere(layout, "recycle"), pytest.raises(Locked, match="recycle"), lock.hold(layout, "release"):
+    with hold_elsewhere(layout, reason), pytest.raises(Locked, match=reason), lock.hold(layout, "release"):
         pass
+
+
+def test_whoever_waited_for_a_timer_has_patience_with_the_next_in_line(layout: Layout) -> None:
+    """Which may be the watch, for milliseconds, or somebody who has not said yet who it is."""
+    with hold_elsewhere(layout, "recycle") as process:
+
+        def next_in_line() -> None:
+            with lock.hold(layout, "watch", patience=20):
+                time.sleep(0.1)
+
+        ahead = threading.Thread(target=next_in_line)
+        ahead.start()
+        time.sleep(0.5)
+        threading.Timer(0.1, process.kill).start()
+        with lock.hold(layout, "release"):
+            process.wait()
+        ahead.join()
 
 
 def test_a_full_disk_keeps_nobody_from_the_lock(layout: Layout) -> None:

@@ -176,6 +176,51 @@ def test_a_plan_goes_by_the_schema_that_the_database_has(layout: Layout) -> None
     assert not any("migrate" in line for line in plan(layout, source_digest="s2").plan)
 
 
+def test_a_rollback_of_a_watched_rotation_goes_back_to_the_older_secrets(layout: Layout) -> None:
+    """Of the same release."""
+    record = staged(layout, 1)
+    old, live = Slotted(record.id, "blue", "now", 3), Slotted(record.id, "green", "now", 4)
+    operation = Operation("watching", record.id, "green", old, "now", action="rotation", secrets=4)
+    layout.live.symlink_to("green.sock")
+    state.save(layout, State(live=live, operation=operation))
+    app = config.load(layout.description)
+    result = release.rollback(layout, app, to=None, breaking=False, dry_run=True, say=print)
+    assert result.changed
+    assert result.plan == [
+        "version 3 of the secrets instead of version 4",
+        "move traffic back to slot blue, which is still warm",
+    ]
+    present = state.load(layout)
+    entry = cutover.turn_back_on_request(layout, present)
+    assert layout.live_slot() == "blue"
+    assert (entry.secrets, entry.reason) == (3, "instead of version 4 of its secrets, which was being watched")
+    assert state.load(layout).live == old
+    refused = state.load(layout).refused(4)
+    assert refused
+    assert refused.outcome == "rolled back"
+
+
+def test_a_release_with_a_leased_user_needs_the_unit_that_keeps_it(layout: Layout) -> None:
+    """deploy.yml describes the app, and does not install what site.yml does."""
+    staged(layout, 1)
+    text = describe() + '[database]\nplacement = "external"\nname = "x"\napp_role = "x"\nurl = "x"\nvault_role = "x"\n'
+    layout.description.write_text(text)
+    app = config.load(layout.description)
+    with pytest.raises(Refused, match=r"inbox-lease@\.service, which keeps the leased user; found none; run site\.yml"):
+        release.release(layout, app, archive=None, source_digest="s1", breaking=False, dry_run=False, say=print)
+
+
+def test_nothing_is_recycled_where_nothing_serves(layout: Layout) -> None:
+    record = staged(layout, 1)
+    app = config.load(layout.description)
+    old = "2020-01-01T00:00:00+00:00"
+    for present in (State(), State(live=Slotted(record.id, "blue", old), maintenance="R2 brings 0002")):
+        state.save(layout, present)
+        assert not release.recycle(layout, app, if_due=True, dry_run=True, say=print).changed
+        with pytest.raises(Refused, match="expected inbox to"):
+            release.recycle(layout, app, if_due=False, dry_run=True, say=print)
+
+
 def test_another_release_has_to_wait_for_the_verdict(layout: Layout) -> None:
     old = Slotted("R1", "blue", "now")
     operation = Operation("watching", "R2", "green", old, "now", until=datetime.now(UTC).timestamp() + 7, by="me")

@@ -1,5 +1,6 @@
 """staging.py: making, checking and pruning releases."""
 
+import errno
 import io
 import os
 import pwd
@@ -86,6 +87,38 @@ def test_a_staged_release_is_whole_and_read_only(layout: Layout, source: Path) -
     assert (folder / "source/run.sh").stat().st_mode & 0o110 == 0o110
     assert [each.id for each in staging.records(layout)] == [record.id]
     assert not list(layout.releases.glob(".*"))
+
+
+def test_a_release_is_on_the_disk_before_it_has_its_name(
+    layout: Layout, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file and folder of it: after a power cut a name stands for the whole release."""
+    flushed, fsync = set(), os.fsync
+
+    def record(descriptor: int) -> None:
+        fsync(descriptor)
+        if not list(layout.releases.glob("[0-9]*")):
+            flushed.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", record)
+    release = layout.releases / stage(layout, source).id
+    assert {path.stat().st_ino for path in (release, *release.rglob("*")) if not path.is_symlink()} <= flushed
+
+
+def test_a_disk_that_is_full_when_it_has_to_write_leaves_nothing(
+    layout: Layout, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system may find that out as late as when it is asked to flush."""
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", no_space)
+        with pytest.raises(Refused, match="No space left on device"):
+            stage(layout, source)
+    assert list(layout.releases.iterdir()) == []
+
+
+def no_space(_descriptor: int) -> None:
+    """What fsync(2) does on such a disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_new_settings_take_the_source_of_an_older_release(layout: Layout, source: Path) -> None:

@@ -1,6 +1,7 @@
 """vault.py against a real server."""
 
 import socket
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ SECRET = "hunter2-must-never-show"  # pragma: allowlist secret
 
 def fetch(bao: Bao, variables: dict[str, str], secret_id: str | None = None, **changes: Any) -> dict[str, Any]:
     secrets = bao.secrets(**changes)
-    return vault.fetch(secrets, bao.role_id, secret_id or bao.secret_id(), secrets.path, variables)
+    return vault.fetch(secrets, bao.role_id, secret_id or bao.secret_id(), secrets.path, variables).values
 
 
 def failure(bao: Bao, variables: dict[str, str], secret_id: str | None = None, **changes: Any) -> SecretsError:
@@ -58,6 +59,33 @@ def test_wrong_secret_id(bao: Bao) -> None:
     error = failure(bao, {}, secret_id=SECRET)
     assert error.state == "rejected"
     assert "rejected this host's role id or secret id" in str(error)
+
+
+def test_secret_id_that_is_bound_to_another_address(bao: Bao) -> None:
+    bound = {"cidr_list": "192.0.2.0/24", "token_bound_cidrs": "192.0.2.0/24"}
+    elsewhere = bao.client.write_data("auth/approle/role/inbox/secret-id", data=bound)["data"]["secret_id"]
+    error = failure(bao, {}, secret_id=elsewhere)
+    assert error.state == "address"
+    assert 'refused the address of this host (source address "127.0.0.1" unauthorized' in str(error)
+    assert "secrets_bound_cidrs" in str(error)
+
+
+def test_secret_id_that_is_used_up_or_expired(bao: Bao) -> None:
+    bao.put("forge/inbox/app", {"key": SECRET})
+    bao.client.auth.approle.create_or_update_approle("brief", token_policies=["inbox"], secret_id_num_uses=1)
+    role_id = bao.client.auth.approle.read_role_id("brief")["data"]["role_id"]
+    once = bao.client.auth.approle.generate_secret_id("brief")["data"]["secret_id"]
+    secrets = bao.secrets()
+    vault.fetch(secrets, role_id, once, secrets.path, {})
+    with pytest.raises(SecretsError, match="wrong, expired or used up") as caught:
+        vault.fetch(secrets, role_id, once, secrets.path, {})
+    assert caught.value.state == "rejected"
+    bao.client.auth.approle.create_or_update_approle("brief", secret_id_ttl="1s", secret_id_num_uses=0)
+    short = bao.client.auth.approle.generate_secret_id("brief")["data"]["secret_id"]
+    vault.fetch(secrets, role_id, short, secrets.path, {})
+    time.sleep(1.2)
+    with pytest.raises(SecretsError, match="wrong, expired or used up"):
+        vault.fetch(secrets, role_id, short, secrets.path, {})
 
 
 def test_secret_id_with_a_line_break_is_no_header_injection(bao: Bao) -> None:
@@ -129,7 +157,7 @@ def test_authority_missing(bao: Bao, tmp_path: Path) -> None:
 def test_wrapping_token_works_once(bao: Bao) -> None:
     token = bao.wrapped()
     with closing(vault.Vault(bao.secrets())) as server:
-        assert server.login(bao.role_id, server.unwrap_secret_id(token))
+        assert server.login(bao.role_id, server.unwrap_secret_id(token).value)
         with pytest.raises(SecretsError, match="someone else unwrapped it") as caught:
             server.unwrap_secret_id(token)
     assert caught.value.state == "intercepted"

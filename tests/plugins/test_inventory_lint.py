@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from forge.inventory_lint import domain_problems, name_problems, unknown_variable_problems
 from forge.problems import Problem, render
-from forge.secret_scan import is_secret_name, looks_like_value, shape
+from forge.secret_scan import holds_value, is_secret_name, looks_like_value, shape
 from forge.specs import read_roles
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
@@ -21,7 +21,21 @@ def test_names_of_apps(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "Shop", "2shop", "shop_a", "shöp", "a" * 22, "root", "postgres", "nginx", "forge-x", "shop-migrate", "user"],
+    [
+        "",
+        "Shop",
+        "2shop",
+        "shop_a",
+        "shöp",
+        "a" * 22,
+        "root",
+        "postgres",
+        "nginx",
+        "forge-x",
+        "shop-migrate",
+        "shop-lease",
+        "user",
+    ],
 )
 def test_names_that_are_taken_or_malformed(name: str) -> None:
     """An app becomes a user, groups and units: it may shadow none."""
@@ -83,7 +97,15 @@ def test_shapes_of_secrets(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["https://h/p", "postgresql://user@h/db", "s.example.com", "hvs.", "classes.ClassName"]
+    "text",
+    [
+        "https://h/p",
+        "postgresql://user@h/db",
+        "postgresql://{{username}}:{{password}}@h/db",
+        "s.example.com",
+        "hvs.",
+        "classes.ClassName",
+    ],
 )
 def test_what_only_looks_like_one(text: str) -> None:
     """Addresses and names."""
@@ -94,6 +116,12 @@ def test_names_of_secrets() -> None:
     """By their last word."""
     assert [name for name in ("API_KEY", "DB_PASSWORD", "TOKEN", "client_secret") if not is_secret_name(name)] == []
     assert [name for name in ("PUBLIC_KEY", "TOKEN_TTL", "KEYBOARD", "MONKEY") if is_secret_name(name)] == []
+
+
+def test_flags_and_templates_are_no_secrets() -> None:
+    """Also where the command line makes text of a flag."""
+    assert not any(map(holds_value, (None, "", True, False, "true", "False", "yes", "{{ lookup('file', 'x') }}")))
+    assert all(map(holds_value, ("hunter2", "trueish", 5)))
 
 
 def test_keys_and_values_are_told_apart() -> None:

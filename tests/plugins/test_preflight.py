@@ -115,7 +115,76 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
     ),
     "required variable of a role": (
         {"secrets_vault_address": None},
-        ("secrets_vault_address", "a string", "it is not set", "set it: "),
+        (
+            "secrets_vault_address",
+            "a string",
+            "it is not set",
+            "set it: URL of the Vault or OpenBao server, as C(https://vault.example.com:8200); or set "
+            "secrets_source: systemd_creds, for a host without Vault",
+        ),
+    ),
+    "no role id": (
+        app(secrets={"role_id": None}),
+        ("apps.shop.secrets.role_id", "a string", "it is not set", "set it: Role id of that AppRole; or set secrets_"),
+    ),
+    "no role id of the migration": (
+        app(database={"migration": {}}),
+        ("apps.shop.database.migration.role_id", "a string", "it is not set", "set it: Role id of that AppRole; or"),
+    ),
+    "lease of a local database": (
+        app(database={"vault_role": "shop"}),
+        (
+            "apps.shop.database.vault_role",
+            "no role of Vault's for a database on this host",
+            "shop",
+            "remove it, or set placement: external",
+        ),
+    ),
+    "lease without Vault": (
+        {
+            "secrets_source": "systemd_creds",
+            **app(
+                database={
+                    "placement": "external",
+                    "url": "postgresql://shop@db.lease.example.com/shop",
+                    "vault_role": "shop",
+                }
+            ),
+        },
+        (
+            "apps.shop.database.vault_role",
+            "an option that works without Vault, because secrets_source is systemd_creds",
+            "one that only Vault can serve",
+            "remove it, or set secrets_source: vault",
+        ),
+    ),
+    "unknown source of secrets": (
+        {"secrets_source": "vualt"},
+        ("secrets_source", "a string, one of vault, systemd_creds", "a string: vualt", "give it a string, one of"),
+    ),
+    "secret ids bound to a name": (
+        {"secrets_bound_cidrs": ["192.0.2.10/32", "vm.example.com"]},
+        ("secrets_bound_cidrs[1]", "addresses in CIDR notation", "vm.example.com", "use addresses as Vault sees them"),
+    ),
+    "secret ids bound to an address without its length": (
+        {"secrets_bound_cidrs": ["192.0.2.10"]},
+        ("secrets_bound_cidrs[0]", "such as 192.0.2.10/32", "192.0.2.10", "write 192.0.2.10/32"),
+    ),
+    "secret ids bound to less than it says": (
+        {"secrets_bound_cidrs": ["192.0.2.10/24"]},
+        ("secrets_bound_cidrs[0]", "addresses in CIDR notation", "192.0.2.10/24", "write 192.0.2.0/24"),
+    ),
+    "a start that waits longer than it may take": (
+        {"secrets_retry_seconds": 60},
+        ("secrets_retry_seconds", "a number from 0 to 59, because systemd ends a start after 60 s", "60", "correct it"),
+    ),
+    "a look for new secrets that never comes": (
+        {"secrets_rotation_minutes": -5},
+        ("secrets_rotation_minutes", "a number from 0 to 1440, 0 for never", "-5", "correct it"),
+    ),
+    "rotation without a role id": (
+        app(secrets={"rotation": {"approle": "team-rotate"}}),
+        ("apps.shop.secrets.rotation.role_id", "a string", "it is not set", "set it: Role id of that AppRole"),
     ),
     "undefined template": (
         app(domain="{{ nowhere }}"),
@@ -251,7 +320,7 @@ ACCEPTED: dict[str, Change] = {
     "plain": {},
     "two apps": {
         "apps": {
-            "shop": {"database": {"migration": {"role_id": "m"}}},
+            "shop": {"secrets": {"rotation": {"role_id": "t"}}, "database": {"migration": {"role_id": "m"}}},
             "blog": {
                 "domain": "blog.example.com",
                 "source": "{{ sources }}/good",
@@ -272,6 +341,13 @@ ACCEPTED: dict[str, Change] = {
         database={"placement": "external", "url": "postgresql://shop@db.staging.example.com/shop"}
     ),
     "external": app(database={"placement": "external", "url": "postgresql://shop@db.example.com/shop"}),
+    "sealed on the host": {
+        "secrets_source": "systemd_creds",
+        "secrets_vault_address": None,
+        "secrets_vault_ca_file": None,
+        **app(secrets={"role_id": None}, database={"migration": {}}),
+    },
+    "bound secret ids": {"secrets_bound_cidrs": ["192.0.2.10/32", "2001:DB8::/64"], "secrets_retry_seconds": 59},
     "template of a secret": {"secrets_vault_token": "{{ lookup('ansible.builtin.env', 'NO_SUCH_VARIABLE') }}"},
 }
 
@@ -392,6 +468,8 @@ def test_what_roles_get_of_an_app(results: dict[str, dict[str, Any]], facts: dic
     assert (shop["environment"], shop["keep_releases"], shop["aliases"]) == ("production", 5, [])
     assert shop["secrets"]["path"] == "forge/shop/app"
     assert shop["secrets"]["approle"] == "forge-shop-app"
+    assert shop["secrets"]["rotation"] == {"approle": "forge-shop-rotate", "role_id": "t"}
+    assert blog["secrets"]["rotation"] is None
     assert shop["database"]["name"] == "shop"
     assert shop["database"]["migration"]["path"] == "forge/shop/migrate"
     assert shop["database"]["migration"]["approle"] == "forge-shop-migrate"

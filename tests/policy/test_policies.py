@@ -264,3 +264,12 @@ def test_make_targets_that_are_named_exist(name: str) -> None:
     """In pages, messages and workflows."""
     named = re.findall(r"`(?:sudo )?make ([a-z][\w-]*)|^\s*make ([a-z][\w-]*)", files()[name], re.MULTILINE)
     assert {first or second for first, second in named} <= targets()
+
+
+def test_the_apps_waits_for_its_database_end_before_its_request() -> None:
+    """Those of the example app, which goes by the default of `request_timeout`."""
+    code = (ROOT / "app/src/inbox/database.py").read_text()
+    waits = {name: int(seconds) for name, seconds in re.findall(r"^(\w+)_TIMEOUT_S = (\d+)$", code, re.MULTILINE)}
+    request = read_options(ROLES, "app", "entry")["request_timeout"]["default"]
+    assert waits["POOL"] + waits["CONNECT"] + waits["COMMAND"] < request
+    assert waits["STATEMENT"] < waits["COMMAND"]

@@ -85,3 +85,41 @@ def test_parts(runner: ModuleType) -> None:
     assert names[:3] == ["check", "default bookworm", "default trixie"]
     assert {name.split()[0] for name in names[1:]} == scenarios
     assert len(runner.parts(everywhere=True)) == 1 + 2 * len(scenarios)
+    assert {part.options for part in runner.parts(everywhere=True)} == {""}
+    assert {*runner.ALONE, *runner.FIRST_LANE} < scenarios
+
+
+def test_exhaustive_tests_are_left_out(runner: ModuleType, tmp_path: Path) -> None:
+    """Of the scenarios, by pytest itself, unless all of it runs everywhere."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = exhaustive: x\n")
+    marked = "import pytest\n@pytest.mark.exhaustive\ndef test_long(): pass\ndef test_short(): pass\n"
+    (tmp_path / "test_it.py").write_text(marked)
+    command = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path))
+    runner.LOGS.mkdir()
+    for everywhere, passed in ((False, 1), (True, 2)):
+        options = runner.parts(everywhere=everywhere)[-1].options
+        # The tests that passed, and the part.
+        assert runner.run(runner.Part("part", command, options=options)) == (passed + 1, 0)
+
+
+def test_failures_stand_last(runner: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+    """Above the verdict of their part, however much was printed after them."""
+    script = "echo 'FAILED tests/test_it.py::test_a - assert 0'; seq 100; false"
+    runner.LOGS.mkdir()
+    runner.run(runner.Part("part", ("sh", "-c", script)))
+    assert capfd.readouterr().out.splitlines()[-2].strip() == "FAILED tests/test_it.py::test_a - assert 0"
+
+
+def test_side_by_side(runner: ModuleType, tmp_path: Path) -> None:
+    """Each of two lanes waits for what the other does; what has to be alone finds nothing else at work."""
+    meet = "touch {0}; until test -e {1}; do sleep 0.01; done"
+    script = {
+        "check": meet.format("a", "b"),
+        "default bookworm": meet.format("b", "a"),
+        "default trixie": "sleep 0.3; touch default",
+        "release trixie": "test -e default && test -e secrets",
+        "secrets trixie": "sleep 0.3; touch secrets",
+    }
+    every = [runner.Part(name, ("timeout", "20", "sh", "-c", f"cd {tmp_path}; {script[name]}")) for name in script]
+    runner.LOGS.mkdir()
+    assert runner.run_all(every) == [(1, 0)] * 5

@@ -35,6 +35,12 @@ PLAIN: dict[str, Any] = {
     "python_path": "src",
     "secrets": {"role_id": "r", "variables": {"FORGE_SIGNING_KEY": "signing_key"}},
 }
+SEALED: dict[str, Any] = {
+    **PLAIN,
+    "domain": "sealed.example.com",
+    "secrets": {"variables": {"FORGE_SIGNING_KEY": "signing_key"}, "rotation": {"role_id": "o"}},
+    "database": {"migration": {}},
+}
 CHANGED: dict[str, Any] = {
     "domain": "changed.example.com",
     "aliases": ["www.changed.example.com", "old.example.com"],
@@ -64,6 +70,7 @@ CHANGED: dict[str, Any] = {
         "approle": "team-changed",
         "role_id": "r",
         "variables": {"KEY_ONE": "one", "KEY_TWO": "two"},
+        "rotation": {"approle": "team-changed-rotate", "role_id": "t"},
     },
     "database": {
         "placement": "external",
@@ -72,6 +79,7 @@ CHANGED: dict[str, Any] = {
         "migration_url": "postgresql+asyncpg://mover@db.example.com/shop_db",
         "url_variable": "DATABASE_URL",
         "password_key": "app_password",
+        "vault_role": "shop",
         "pool_max": 2,
         "pool_variable": "POOL",
         "migration": {
@@ -86,7 +94,14 @@ CHANGED: dict[str, Any] = {
 }
 FILES = {
     "forgectl": ["app.toml"],
-    "app": ["slot.conf", "gunicorn.conf.py", "migrate@.service", "app@.socket"],
+    "app": [
+        "slot.conf",
+        "gunicorn.conf.py",
+        "migrate@.service",
+        "lease@.service",
+        "app@.socket",
+        "forge-rotate@.timer",
+    ],
     "nginx": ["site.conf"],
 }
 PLAY = """
@@ -148,8 +163,13 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "nginx_hsts_seconds": 0,
             "secrets_kv_mount": "kv",
             "secrets_approle_mount": "machines",
+            "secrets_database_mount": "databases",
+            "secrets_bound_cidrs": ["192.0.2.10/32"],
+            "secrets_retry_seconds": 7,
+            "secrets_rotation_minutes": 60,
         },
     }
+    hosts["sealed"] = {**hosts["plain"], "apps": {"sealed": SEALED}, "secrets_source": "systemd_creds"}
     for name in hosts:
         (folder / name).mkdir()
         shutil.copy(ROOT / "roles/app/files/forge_worker.py", folder / name)
@@ -257,6 +277,7 @@ def test_description_of_a_plain_app(rendered: Path) -> None:
         "secret",
         "approle",
     )
+    assert (app.secrets.bound_cidrs, app.secrets.retry_seconds, app.secrets.rotation) == ([], 30, None)
     assert (app.database, app.migration) == (None, None)
     assert app.workers.reasons
 
@@ -276,14 +297,30 @@ def test_description_of_a_changed_app(rendered: Path) -> None:
     }
     assert (app.secrets.path, app.secrets.kv_mount, app.secrets.approle_mount) == ("team/changed", "kv", "machines")
     assert app.secrets.variables == {"KEY_ONE": "one", "KEY_TWO": "two"}
+    assert (app.secrets.bound_cidrs, app.secrets.retry_seconds) == (["192.0.2.10/32"], 7)
+    assert app.secrets.rotation is not None
+    assert app.secrets.rotation.approles == {
+        "app": "team-changed",
+        "migrate": "team-changed-migrate",
+        "rotate": "team-changed-rotate",
+    }
     assert app.database is not None
     assert (app.database.placement, app.database.name, app.database.app_key) == ("external", "shop_db", "app_password")
     assert app.database.migrate_key == "mover_password"
+    assert (app.database.url_variable, app.settings[app.database.url_variable]) == ("DATABASE_URL", app.database.url)
     assert app.migration is not None
     assert app.migration.command == ["shop.migrate", "--to", "head it's"]
     assert (app.migration.user, app.migration.path) == ("changed-migrate", "team/changed/migrate")
     assert app.migration.settings["DATABASE_URL"] == "postgresql+asyncpg://mover@db.example.com/shop_db"
     assert app.migration.variables == {"DATABASE_PASSWORD": "mover_password"}
+
+
+@pytest.mark.parametrize(("name", "minutes"), [("plain", 5), ("changed", 60)])
+def test_hosts_look_for_new_secrets_by_turns(rendered: Path, name: str, minutes: int) -> None:
+    """As often as they are told to, and not in step."""
+    timer = unit(rendered, name, "forge-rotate@.timer")
+    assert timer["OnUnitActiveSec"] == timer["OnBootSec"] == [f"{minutes}min"]
+    assert 0 < int(timer["RandomizedDelaySec"][0].removesuffix("s")) <= minutes * 60 / 5
 
 
 @pytest.mark.parametrize(("name", "request_timeout"), [("plain", 25), ("changed", 130)])
@@ -330,6 +367,38 @@ def test_app_and_migration_share_no_identity(rendered: Path, name: str) -> None:
     assert not others & {path for _, path in credentials}
     assert "Environment" not in slot
     assert "EnvironmentFile" not in slot
+
+
+def test_a_leased_user_has_a_unit_of_its_own(rendered: Path) -> None:
+    """Beside each slot, with the app's identity; root's, but as confined as the app."""
+    app = described(rendered, "changed")
+    assert app.database
+    assert (app.database.vault_role, app.secrets.database_mount, app.leases) == ("shop", "databases", True)
+    slot, lease = (unit(rendered, "changed", file) for file in ("slot.conf", "lease@.service"))
+    assert slot["Wants"] == slot["After"] == ["changed-lease@%i.service"]
+    assert lease["LoadCredentialEncrypted"] == slot["LoadCredentialEncrypted"]
+    assert "User" not in lease
+    for key in ("ProtectSystem", "NoNewPrivileges", "CapabilityBoundingSet", "SystemCallFilter", "UMask", "LimitCORE"):
+        assert lease[key] == slot[key]
+    assert lease["PrivateUsers"][-1] == "no"
+    plain = unit(rendered, "plain", "slot.conf")
+    assert "Wants" not in plain
+    assert not described(rendered, "plain").leases
+
+
+def test_without_vault_systemd_opens_the_values(rendered: Path) -> None:
+    """Those of its own slot, which keeps its version, and the newest for a migration."""
+    app = described(rendered, "sealed")
+    assert (app.secrets.source, app.secrets.address, app.secrets.path) == ("systemd_creds", "", "")
+    assert app.secrets.variables == {"FORGE_SIGNING_KEY": "signing_key"}
+    assert app.secrets.rotation is None
+    assert app.migration
+    assert app.migration.path == ""
+    folder = "/etc/credstore.encrypted/forge.sealed"
+    slot = unit(rendered, "sealed", "slot.conf")["LoadCredentialEncrypted"]
+    assert slot == [f"values:{folder}.app.values.%i"]
+    migration = unit(rendered, "sealed", "migrate@.service")["LoadCredentialEncrypted"]
+    assert migration == [f"values:{folder}.migrate.values"]
 
 
 @pytest.mark.parametrize("name", ["plain", "changed"])

@@ -109,6 +109,7 @@ class Slot:
                     env=environment,
                     stdout=log,
                     stderr=log,
+                    start_new_session=True,
                 )
             )
 
@@ -127,7 +128,9 @@ class Slot:
     def close(self) -> None:
         """Take everything away."""
         for process in self.processes:
-            process.kill()
+            # The workers of a master that is killed would go on for ever.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self.listener.close()
 
@@ -347,7 +350,7 @@ async def test_no_worker_leaves_while_a_killed_sibling_is_away(edge: Edge, slots
 
 async def test_drain_cuts_an_endless_stream_and_ends_in_order(edge: Edge, slots: Any) -> None:
     """At the limit, not at once and not when Gunicorn loses patience."""
-    slot = slots("one", timeouts={"app_graceful": 1, "gunicorn_graceful": 5})
+    slot = slots("one", timeouts={"app_graceful": 1, "gunicorn_graceful": 30})
     edge.point(slot.socket)
     reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
     writer.write(b"GET /stream HTTP/1.1\r\nHost: shop.test\r\nAccept: text/event-stream\r\n\r\n")
@@ -355,7 +358,7 @@ async def test_drain_cuts_an_endless_stream_and_ends_in_order(edge: Edge, slots:
     took = asyncio.create_task(asyncio.to_thread(slot.stop))
     with contextlib.suppress(ConnectionResetError):
         assert not (await reader.read()).endswith(b"\r\n0\r\n\r\n")
-    assert 1 < await took < 4
+    assert 1 < await took < 20
     assert len(slot.events("ended")) == 2
     writer.close()
 

@@ -16,11 +16,12 @@ from sqlalchemy.pool import NullPool
 
 from inbox.settings import DatabaseSettings, Environment, Settings
 
-# Seconds. Each is shorter than the wait around it: a connect or statement gives up before the request does.
-CONNECT_TIMEOUT_S = 3
-POOL_TIMEOUT_S = 5
-STATEMENT_TIMEOUT_S = 5
-COMMAND_TIMEOUT_S = 8
+# Seconds. A turn at the pool, a new connection and a command take together less than the 25 s that Nginx gives a
+# request, and each is long enough that a disk or a host that stands still for a moment makes requests late, not lost.
+CONNECT_TIMEOUT_S = 5
+POOL_TIMEOUT_S = 8
+STATEMENT_TIMEOUT_S = 8
+COMMAND_TIMEOUT_S = 10
 READY_TIMEOUT_S = 2
 
 MARKER = "forge.environment"

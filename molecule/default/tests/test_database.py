@@ -43,13 +43,21 @@ def ask(
 
 
 def test_passwords_are_scram_and_asked_for(host: Host, passwords: dict[str, str]) -> None:
-    """Verifiers only; the right password lets in through the socket and loopback, a wrong one nowhere."""
+    """Verifiers only; the right password lets in through the socket and loopback, a wrong one nowhere.
+
+    The second of the app's two roles has none until a rotation, so that nobody gets in as that.
+    """
     verifiers = admin(
-        host, "SELECT rolname || ' ' || rolpassword FROM pg_authid WHERE rolcanlogin AND rolname <> 'postgres'"
+        host,
+        "SELECT rolname || ' ' || coalesce(rolpassword, 'none') FROM pg_authid "
+        "WHERE rolcanlogin AND rolname <> 'postgres'",
     )
-    assert sorted(line.split("$")[0] for line in verifiers.splitlines()) == [
-        f"{role} SCRAM-SHA-256" for role in sorted(passwords)
-    ]
+    assert sorted(line.split("$")[0] for line in verifiers.splitlines()) == sorted(
+        ["inbox_app_2 none", *(f"{role} SCRAM-SHA-256" for role in passwords)]
+    )
+    for server in (SOCKET, "127.0.0.1"):
+        rc, said = ask(host, "inbox_app_2", passwords["inbox_app"], "SELECT 1", server=server)
+        assert (rc, "password authentication failed" in said) == (2, True)
     assert admin(host, "SHOW password_encryption") == "scram-sha-256"
     for role, password in passwords.items():
         for server in (SOCKET, "127.0.0.1"):
@@ -88,6 +96,7 @@ def test_nobody_else_gets_in(host: Host, passwords: dict[str, str]) -> None:
         "CREATE DATABASE mine",
         "SET ROLE inbox_owner",
         "SET ROLE inbox_migrate",
+        "SET ROLE inbox_app_2",
         "SELECT rolpassword FROM pg_authid",
         "COPY event TO PROGRAM 'cat'",
         "ALTER DATABASE inbox SET forge.environment = 'staging'",

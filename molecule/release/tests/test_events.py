@@ -205,7 +205,7 @@ def turn_unready(source: Path) -> None:
     ("change", "code", "message"),
     [
         (crash_at_import, 4, "RuntimeError: broken on purpose"),
-        (never_ready, 4, "/ready answers 503"),
+        pytest.param(never_ready, 4, "/ready answers 503", marks=pytest.mark.exhaustive),
         (fail_to_migrate, 4, "division by zero"),
         (turn_unready, 7, "was rolled back"),
     ],
@@ -225,7 +225,8 @@ def test_bad_deploy(
     schema = psql(host, "SELECT version_num FROM alembic_version")
     change(source)
     with event(f"deploy: {change.__name__.replace('_', ' ')}"):
-        run = run_playbook(host, "playbooks/deploy.yml", source)
+        # The watch has to see what comes after five seconds.
+        run = run_playbook(host, "playbooks/deploy.yml", source, app_watch_seconds=10)
     assert run.returncode == 2, run.stdout
     output = run.stdout + run.stderr
     assert message in output, output

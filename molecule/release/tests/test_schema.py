@@ -154,6 +154,7 @@ def test_breaking_migration_runs_behind_the_maintenance_page(
     assert f"forgectl rollback inbox --to {before} --breaking" in refused.stderr
 
 
+@pytest.mark.exhaustive
 def test_breaking_migration_that_fails_brings_the_old_release_back(
     host: Host, status: Status, source: Path, head: str, client: httpx.Client
 ) -> None:
@@ -206,6 +207,7 @@ def test_migration_that_stops_half_way_names_its_repair(
     assert_one_live(host, status, before)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("breaking", [False, True])
 def test_killed_while_it_migrates(
     event: EventContext, host: Host, status: Status, source: Path, head: str, breaking: bool
@@ -229,6 +231,7 @@ def migrating(host: Host) -> str:
     return str(host.check_output("systemctl list-units --no-legend --plain --state=activating 'inbox-migrate@*'"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("delay", [0.0, 2.0])
 def test_killed_as_the_maintenance_begins(
     host: Host, status: Status, source: Path, head: str, client: httpx.Client, delay: float

@@ -12,7 +12,7 @@ import sys
 import tarfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,8 @@ MARGIN = 5.0
 """Seconds of load before an event and after its end."""
 MAX_RATE = float(os.environ.get("FORGE_LOAD_MAX_RATE", "200"))
 """Requests a second; fewer for a machine that others use as well."""
+STEADY_RATE = 50.0
+"""Requests a second of a load that runs beside all tests of a module."""
 DRAINED = 60.0
 """Seconds within which a cutover has its verdict and the slot that lost has stopped."""
 
@@ -67,6 +69,16 @@ class Event:
         """Requests that were due between the event's begin and its end."""
         return self.result.between(self.began, self.ended)
 
+    @property
+    def failed(self) -> list[forge_load.Record]:
+        """Those of them that were not answered as they should, as far as they have ended."""
+        return [record for record in self.inside if record.outcome != forge_load.OK]
+
+    @property
+    def paced(self) -> int:
+        """How many of them the load sends by the clock."""
+        return sum(record.kind in ("get", "page", "post") for record in self.inside)
+
     def line(self) -> str:
         """The figures."""
         result = self.result
@@ -104,6 +116,7 @@ class Ledger:
 
 
 EventContext = Callable[..., AbstractContextManager[Event]]
+Unnoticed = Callable[[str], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="session")
@@ -174,13 +187,64 @@ def event(
             time.sleep(MARGIN)
         happening.stored = table(host, happening.result.run)
         say(happening.line())
-        paced = sum(record.kind in ("get", "page", "post") for record in happening.inside)
-        assert paced > 0.95 * rate * (happening.ended - happening.began) - 5, "the load stood still"
+        assert happening.paced > 0.95 * rate * (happening.ended - happening.began) - 5, "the load stood still"
         if strict:
             happening.assert_unnoticed(idle=idle)
             ledger.strict.append(happening)
         if strict and not idle:
             assert nginx_workers(host) == before
+
+    return around
+
+
+@dataclass
+class Steady:
+    """A load that goes on, and the events in it that nobody may notice."""
+
+    load: Running
+    events: list[Event] = field(default_factory=list)
+
+    def cut(self) -> int:
+        """How often a stream ended in another way than it should."""
+        return sum(follower.cut for follower in self.load.result.followers.values())
+
+
+@pytest.fixture(scope="module")
+def steady(host: Host) -> Iterator[Steady]:
+    """A modest load beside all tests of a module, from the first that asks for it; in the end nothing was lost."""
+    variables = host.ansible.get_variables()
+    trust = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "tls" / "ca.pem"
+    site = (variables["ansible_host"], variables["apps"]["inbox"]["domain"], trust)
+    with forge_load.running(*site, rate=STEADY_RATE) as load:
+        yield (found := Steady(load))
+    # A request is on record once it has ended: some may have hung until now.
+    for happening in found.events:
+        assert happening.failed == [], happening.name
+    whole = Event("", load, stored=table(host, load.result.run))
+    whole.assert_nothing_lost()
+
+
+@pytest.fixture
+def unnoticed(host: Host, steady: Steady, say: Callable[[str], None], status: Status) -> Unnoticed:
+    """Do something while the load goes on, up to the end of the last drain: no request may fail."""
+
+    @contextmanager
+    def around(name: str) -> Iterator[None]:
+        settle(status)
+        before = nginx_workers(host)
+        happening, cut = Event(name, steady.load, began=time.time()), steady.cut()
+        yield
+        settle(status)
+        happening.ended = time.time()
+        # What was due until then is answered.
+        time.sleep(1)
+        seconds, failed = happening.ended - happening.began, happening.failed
+        say(f"{name:44} {seconds:6.1f} s, {len(failed)} of {len(happening.inside)} failed")
+        assert failed == []
+        assert steady.cut() == cut
+        assert happening.paced > 0.95 * STEADY_RATE * seconds - 5, "the load stood still"
+        assert nginx_workers(host) == before
+        steady.events.append(happening)
 
     return around
 
@@ -200,6 +264,11 @@ def psql(host: Host, query: str) -> str:
     return str(host.check_output("runuser --user postgres -- psql --quiet --no-psqlrc -tA inbox --command %s", query))
 
 
+def leased_users(host: Host) -> set[str]:
+    """The users that Vault has made and not yet removed."""
+    return set(psql(host, "SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-approle-inbox-%'").split())
+
+
 def table(host: Host, run: str) -> list[tuple[int, int]]:
     """Id and number of every stored event of a run."""
     rows = psql(host, forge_load.STORED.format(run=run)).split()
@@ -207,11 +276,11 @@ def table(host: Host, run: str) -> list[tuple[int, int]]:
 
 
 def run_playbook(
-    host: Host, name: str, source: Path | None = None, **variables: Any
+    host: Host, name: str, source: Path | None = None, *, options: Sequence[str] = (), **variables: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run a playbook with other variables; `source` replaces the app's.
 
-    Keys of `variables` that begin with `app_` go into the app's entry.
+    Keys of `variables` that begin with `app_` go into the app's entry; `options` are ansible-playbook's own.
     """
     apps = copy.deepcopy(host.ansible.get_variables()["apps"])
     if source:
@@ -219,7 +288,32 @@ def run_playbook(
     for key in [key for key in variables if key.startswith("app_")]:
         apps["inbox"][key.removeprefix("app_")] = variables.pop(key)
     # A control machine of its own would take no processor from the host.
-    return playbook("--extra-vars", json.dumps(variables | {"apps": apps}), name=name, before=["nice"])
+    return playbook("--extra-vars", json.dumps(variables | {"apps": apps}), *options, name=name, before=["nice"])
+
+
+class Provisioning:
+    """The host's provisioning, with the variables of the last run of site.yml; at first they are the inventory's."""
+
+    def __init__(self) -> None:
+        self._applied: dict[str, Any] | None = {}
+
+    def run(self, host: Host, **variables: Any) -> subprocess.CompletedProcess[str]:
+        """Run site.yml with these variables, as run_playbook takes them."""
+        self._applied = None
+        done = run_playbook(host, "site.yml", **variables)
+        if done.returncode == 0:
+            self._applied = variables
+        return done
+
+    def ensure(self, host: Host, **variables: Any) -> None:
+        """Have the host as these variables say."""
+        if self._applied != variables:
+            done = self.run(host, **variables)
+            assert done.returncode == 0, done.stdout
+
+    def forget(self) -> None:
+        """Something else has changed the host."""
+        self._applied = None
 
 
 @pytest.fixture

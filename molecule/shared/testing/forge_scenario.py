@@ -23,6 +23,8 @@ PODMAN = PROJECT / "molecule" / "shared" / "podman"
 CONTAINER = f"forge-{os.environ['MOLECULE_SCENARIO_NAME']}-vm"
 """The scenario's host."""
 JOURNAL_LINES = 40
+# A hang fails the test that it is in, long before it costs everybody's patience.
+PLAYBOOK_SECONDS, PODMAN_SECONDS = 600, 300
 WATCHED = pytest.StashKey[list[str]]()
 
 Status = Callable[[], dict[str, Any]]
@@ -132,25 +134,36 @@ def playbook(*arguments: str, name: str = "site.yml", before: Sequence[str] = ()
         capture_output=True,
         text=True,
         check=False,
+        timeout=PLAYBOOK_SECONDS,
     )
 
 
 def podman(*arguments: str, **options: Any) -> subprocess.CompletedProcess[Any]:
     """Act upon the scenario's containers from outside."""
-    return subprocess.run([PODMAN, *arguments], check=True, capture_output=True, **options)
+    return subprocess.run([PODMAN, *arguments], check=True, capture_output=True, timeout=PODMAN_SECONDS, **options)
+
+
+def ready(client: httpx.Client) -> bool:
+    """Whether the app is ready, asked through Nginx and TLS."""
+    try:
+        return client.get("/ready", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def reboot(client: httpx.Client, *, patience: int) -> None:
     """Reboot the host and wait until the app answers; it has `patience` (s) to stop in good order, at 0 none."""
     podman("restart", "--time", str(patience), CONTAINER)
+    until(lambda: ready(client), 90, every=0.5)
 
-    def ready() -> bool:
-        try:
-            return client.get("/ready", timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
 
-    until(ready, 90, every=0.5)
+def reachable(host: Host) -> bool:
+    """Whether somebody may log in again after a reboot."""
+    try:
+        return bool(host.run("true").rc == 0)
+    except RuntimeError:
+        # What testinfra makes of an SSH connection that fails.
+        return False
 
 
 def show(host: Host, unit: str, name: str) -> str:
@@ -191,7 +204,8 @@ def pytest_runtest_makereport(
     """Attach the journals of the units that the test looked at, and of all that have failed."""
     report = yield
     host = getattr(item, "funcargs", {}).get("host")
-    if report.failed and call.when != "teardown" and host is not None:
+    # A host that is away has no journal, and must not end the whole run.
+    if report.failed and call.when != "teardown" and host is not None and reachable(host):
         failed = host.run("systemctl list-units --state=failed --no-legend --plain").stdout
         names = [*item.stash.get(WATCHED, []), *(line.split()[0] for line in failed.splitlines() if line.strip())]
         for name in dict.fromkeys(names):

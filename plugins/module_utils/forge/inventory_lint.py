@@ -48,7 +48,9 @@ def name_problems(name: str) -> list[Problem]:
                 "rename the entry",
             )
         ]
-    taken = name in RESERVED_NAMES or name.startswith(("systemd-", "forge-", "_")) or name.endswith("-migrate")
+    taken = (
+        name in RESERVED_NAMES or name.startswith(("systemd-", "forge-", "_")) or name.endswith(("-migrate", "-lease"))
+    )
     if taken:
         return [
             Problem(

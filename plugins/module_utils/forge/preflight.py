@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import app_source, host, inventory_lint, lock, sizing, timeouts
+from . import app_source, host, inventory_lint, lock, secrets_source, sizing, timeouts
 from .connections import Demand, Server
 from .problems import Problem
 from .specs import Options, read_options, read_roles, validate
@@ -18,6 +19,8 @@ LOCAL = "local"
 # Where the `postgresql` role is not part of the project: PostgreSQL's own default.
 POSTGRESQL_MAX_CONNECTIONS = 100
 POSTGRESQL_PORT = 5432
+
+LONGEST_ROTATION_MINUTES = 24 * 60
 
 # Least and most of an entry's numbers; the specification knows types only.
 _RANGES: dict[str, tuple[int, int]] = {
@@ -121,7 +124,48 @@ def _variables(inventory: Inventory, specs: Mapping[str, Options]) -> list[Probl
         *inventory_lint.role_secret_problems(inventory.raw),
         *inventory_lint.role_value_problems(specs, inventory.values),
         *inventory_lint.required_problems(specs, inventory.play_roles, inventory.raw),
+        *_secrets(inventory.values),
+        *(_source_of_secrets(inventory, specs) if "secrets" in inventory.play_roles else []),
     ]
+
+
+def _secrets(values: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with the addresses of secret ids, and with the times of rotation and of a start."""
+    problems = []
+    cidrs, retry = values.get("secrets_bound_cidrs"), values.get("secrets_retry_seconds")
+    minutes = values.get("secrets_rotation_minutes")
+    for index, cidr in enumerate(cidrs if isinstance(cidrs, list) else []):
+        if mistake := _cidr_mistake(str(cidr)):
+            where = f"secrets_bound_cidrs[{index}]"
+            problems.append(Problem(where, "addresses in CIDR notation, such as 192.0.2.10/32", str(cidr), mistake))
+    if isinstance(minutes, int) and not 0 <= minutes <= LONGEST_ROTATION_MINUTES:
+        expected = f"a number from 0 to {LONGEST_ROTATION_MINUTES}, 0 for never"
+        problems.append(Problem("secrets_rotation_minutes", expected, str(minutes), "correct it"))
+    if isinstance(retry, int) and not 0 <= retry < timeouts.START:
+        problems.append(
+            Problem(
+                "secrets_retry_seconds",
+                f"a number from 0 to {timeouts.START - 1}, because systemd ends a start after {timeouts.START} s",
+                str(retry),
+                "correct it",
+            )
+        )
+    return problems
+
+
+def _cidr_mistake(text: str) -> str | None:
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return "use addresses as Vault sees them, no names"
+    # Vault takes neither an address without its length nor one with bits behind it for what it looks like.
+    return None if str(network) == text.lower() else f"write {network}"
+
+
+def _source_of_secrets(inventory: Inventory, specs: Mapping[str, Options]) -> list[Problem]:
+    options = specs.get("secrets", {})
+    source = secrets_source.chosen(options, inventory.values)
+    return secrets_source.variable_problems(source, options, inventory.raw)
 
 
 def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]]:
@@ -134,6 +178,7 @@ def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]
         )
         return {}
     options = read_options(inventory.roles, "app", "entry")
+    source = secrets_source.chosen(read_options(inventory.roles, "secrets"), inventory.values)
     entries: dict[str, dict[str, Any]] = {}
     for key, value in apps.items():
         name, where = str(key), f"apps.{key}"
@@ -150,6 +195,7 @@ def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]
         raw_settings = raw_entry.get("settings") if isinstance(raw_entry, Mapping) else None
         outcome.problems += inventory_lint.setting_problems(name, entry, raw_settings)
         outcome.problems += _entry(name, entry)
+        outcome.problems += secrets_source.entry_problems(source, options, entry, where)
         entries[name] = {"name": name, **entry}
     outcome.problems += inventory_lint.domain_problems(entries)
     return entries
@@ -203,6 +249,15 @@ def _database(database: Mapping[str, Any], where: str) -> list[Problem]:
         problems.append(Problem(f"{where}.pool_max", "at least 1", str(database["pool_max"]), "correct pool_max"))
     if isinstance(migration, Mapping):
         problems += inventory_lint.mapping_problems(migration.get("variables"), f"{where}.migration.variables")
+    if database.get("placement") == LOCAL and database.get("vault_role"):
+        problems.append(
+            Problem(
+                f"{where}.vault_role",
+                "no role of Vault's for a database on this host, which listens where Vault can't reach it",
+                str(database["vault_role"]),
+                "remove it, or set placement: external",
+            )
+        )
     urls = {"url": True, "migration_url": migration is not None}
     for option, needed in urls.items():
         url = database.get(option)
@@ -347,6 +402,8 @@ def _complete(entry: dict[str, Any], plan: sizing.Plan, size: sizing.Host, root:
     done["secrets"] = dict(entry.get("secrets") or {})
     done["secrets"]["path"] = done["secrets"].get("path") or f"forge/{name}/app"
     done["secrets"]["approle"] = done["secrets"].get("approle") or f"forge-{name}-app"
+    if rotation := done["secrets"].get("rotation"):
+        done["secrets"]["rotation"] = {**rotation, "approle": rotation.get("approle") or f"forge-{name}-rotate"}
     if entry.get("database"):
         database = dict(entry["database"])
         database["name"] = database.get("name") or name

@@ -4,14 +4,24 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from forgectl.errors import FULL, INTERRUPTED, SECRETS, UNEXPECTED, ForgeError, Refused, explain
+from forgectl.errors import (
+    FULL,
+    INTERRUPTED,
+    SECRETS,
+    UNEXPECTED,
+    CandidateFailed,
+    ForgeError,
+    Locked,
+    Refused,
+    explain,
+)
 
 EPILOG = """\b
 Exit codes:
@@ -19,22 +29,27 @@ Exit codes:
   1  unexpected failure
   2  wrong usage
   3  refused; nothing was changed
-  4  the new release failed before it took traffic; the old one serves, or
-     after a breaking migration the maintenance page
+  4  the new release, or version of the secrets, failed before it took traffic;
+     the old one serves, or after a breaking migration the maintenance page
   5  another command holds the app's lock, or a new release is being watched
   6  Vault or a secret is not usable
-  7  the new release turned unready after the cutover; the old one serves again
+  7  it turned unready after the cutover; the old one serves again
   130  interrupted
 """
 
 # After a boot, another command may be at work already; a release takes this long at most, as a rule.
 BOOT_PATIENCE_SECONDS = 120.0
+# The actions that a timer begins.
+ROUTINES = ("recycle", "rotation")
 
 name_argument = click.argument("name")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 harmless_option = click.option("--dry-run", is_flag=True, expose_value=False, help="As without: it changes nothing.")
 no_wait_option = click.option("--no-wait", is_flag=True, help="Do not wait for the verdict; `forgectl history` has it.")
+identity_option = click.option(
+    "--identity", type=click.Choice(["app", "migrate"]), default="app", show_default=True, help="Whose secrets."
+)
 breaking_option = click.option(
     "--breaking",
     is_flag=True,
@@ -65,8 +80,11 @@ def main() -> NoReturn:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    # Secrets pass through this process; a crash must not write them to the disk.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Secrets pass through this process; a crash must not write them to the disk. Of all limits this one alone keeps the
+    # kernel from handing them to a program for cores as well.
+    # Who called may have set 0 for good, and infinity is -1.
+    limit = min(1, resource.getrlimit(resource.RLIMIT_CORE)[1] % 2**64)
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
     try:
         code = forgectl.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -117,7 +135,7 @@ def release(
     layout, app = _app(name)
     from forgectl import release as releases
 
-    with _archive(archive) as path, _locked(layout, "release", unless=dry_run):
+    with _archive(archive) as path, _turn(layout, app, "release", unless=dry_run):
         result = releases.release(
             layout, app, archive=path, source_digest=source_digest, breaking=breaking, dry_run=dry_run, say=_say
         )
@@ -139,7 +157,8 @@ def rollback(name: str, to: str | None, breaking: bool, no_wait: bool, dry_run: 
     layout, app = _app(name)
     from forgectl import release as releases
 
-    with _locked(layout, "rollback", unless=dry_run):
+    # While a rotation is watched, it goes back to the older secrets.
+    with _turn(layout, app, "rollback", unless=dry_run, waits_for=("recycle",)):
         result = releases.rollback(layout, app, to=to, breaking=breaking, dry_run=dry_run, say=_say)
     _conclude(layout, app, result, dry_run=dry_run, wait=not no_wait, as_json=as_json)
 
@@ -155,7 +174,7 @@ def recycle(name: str, if_due: bool, no_wait: bool, dry_run: bool, as_json: bool
     layout, app = _app(name)
     from forgectl import release as releases
 
-    with _locked(layout, "recycle", unless=dry_run):
+    with _turn(layout, app, "recycle", unless=dry_run, waits_for=() if if_due else ROUTINES):
         result = releases.recycle(layout, app, if_due=if_due, dry_run=dry_run, say=_say)
     _conclude(layout, app, result, dry_run=dry_run, wait=not no_wait, as_json=as_json)
 
@@ -189,6 +208,17 @@ def watch(name: str) -> None:
     from forgectl import cutover
 
     cutover.follow(layout, app, _say)
+
+
+@forgectl.command()
+@name_argument
+@click.argument("slot", type=click.Choice(["blue", "green"]))
+def lease(name: str, slot: str) -> None:
+    """Keep the leased database user of a slot of app NAME; NAME-lease@SLOT.service calls this."""
+    layout, _ = _app(name)
+    from forgectl import lease as leases
+
+    leases.keep(layout, slot, _say)
 
 
 @forgectl.command()
@@ -306,15 +336,18 @@ def logs(name: str, lines: int, follow: bool, as_json: bool) -> None:
 
 @forgectl.group()
 def secrets() -> None:
-    """The host's identities towards Vault."""
+    """The secrets of the apps: the host's identities towards Vault or, without Vault, the sealed values."""
 
 
 @secrets.command()
 @name_argument
-@click.option("--identity", type=click.Choice(["app", "migrate"]), required=True, help="Whose identity.")
+@click.option("--identity", type=click.Choice(["app", "migrate", "rotate"]), required=True, help="Whose identity.")
 @click.option("--role-id", required=True, help="Role id of its AppRole.")
+@click.option(
+    "--bound-cidr", "bound_cidrs", multiple=True, help="Where the secret id works from, if not anywhere; once for each."
+)
 @json_option
-def enrol(name: str, identity: str, role_id: str, as_json: bool) -> None:
+def enrol(name: str, identity: str, role_id: str, bound_cidrs: tuple[str, ...], as_json: bool) -> None:
     """Unwrap a secret id for app NAME and seal it on this host; the response-wrapping token comes on standard input."""
     from forgectl import identity as identities
 
@@ -323,7 +356,7 @@ def enrol(name: str, identity: str, role_id: str, as_json: bool) -> None:
     if not token:
         raise Refused("expected a response-wrapping token on standard input; found nothing; pipe it in")
     with _locked(layout, f"secrets enrol --identity {identity}"):
-        identities.enrol(layout, app, identity, role_id, token)
+        identities.enrol(layout, app, identity, role_id, token, list(bound_cidrs), _say)
     if as_json:
         _print_json({"app": name, "identity": identity, "changed": True})
     else:
@@ -334,7 +367,10 @@ def enrol(name: str, identity: str, role_id: str, as_json: bool) -> None:
 @name_argument
 @json_option
 def check(name: str, as_json: bool) -> None:
-    """Log in with each identity of app NAME and check every secret it refers to; prints no value."""
+    """Log in with each identity of app NAME and check every secret it refers to; prints no value.
+
+    Says until when each secret id lasts; `expiring` is one with less than a third of its life left, and no failure.
+    """
     from forgectl import identity as identities
 
     found = identities.check(*_app(name))
@@ -342,11 +378,152 @@ def check(name: str, as_json: bool) -> None:
         _print_json(found)
     else:
         for each, seen in found["identities"].items():
-            click.echo(f"{name} ({each}): {seen['state']}")
+            until = f", until {seen['expires']}" if seen.get("expires") else ""
+            click.echo(f"{name} ({each}): {seen['state']}{until}")
     for problem in found["problems"]:
         click.echo(f"forgectl: {problem}", err=True)
     if found["problems"]:
         sys.exit(SECRETS)
+
+
+@secrets.command()
+@name_argument
+@json_option
+def whoami(name: str, as_json: bool) -> None:
+    """Show who Vault takes the identities of app NAME for, until when each lasts, and how it is sealed."""
+    from forgectl import identity as identities
+
+    layout, app = _app(name)
+    identities.need_source(app, "vault", "there is nobody to ask")
+    found = identities.whoami(layout, app)
+    if as_json:
+        _print_json(found)
+    else:
+        for each, seen in found["identities"].items():
+            click.echo("\n".join([f"{name} ({each}): {seen['state']}", *_described(seen)]))
+    for problem in found["problems"]:
+        click.echo(f"forgectl: {problem}", err=True)
+    if found["problems"]:
+        sys.exit(SECRETS)
+
+
+def _described(seen: dict[str, Any]) -> Iterator[str]:
+    """An identity's properties for people, one a line."""
+    if "approle" in seen:
+        yield f"  AppRole {seen['approle']}, policies {', '.join(seen['policies'])}; tokens live {seen['token_ttl']} s"
+    if "role_id" in seen:
+        yield f"  role id {seen['role_id']}; sealed with: {seen['sealed_with']}"
+    if seen["issued"] is None:
+        yield "  its secret id is from before records were kept: nobody knows until when it lasts"
+    else:
+        until = f"lasts until {seen['expires']}" if seen["expires"] else "has no end"
+        bound = f"from {', '.join(seen['bound_cidrs'])} alone" if seen["bound_cidrs"] else "from any address"
+        yield f"  its secret id of {seen['issued']} {until} and works {bound}"
+
+
+@secrets.command()
+@name_argument
+@click.option("--if-due", is_flag=True, help="Leave alone a version that was refused; what the timer calls.")
+@click.option("--database-password", is_flag=True, help="Make a new one, for a database on this host.")
+@no_wait_option
+@dry_run_option
+@json_option
+def rotate(name: str, if_due: bool, database_password: bool, no_wait: bool, dry_run: bool, as_json: bool) -> None:
+    """Put the newest version of the secrets of app NAME into service: the live release in a fresh slot.
+
+    It passes the same gate as a release and is watched the same way; one that fails leaves the old version serving.
+    Renews the host's own secret ids that expire soon, too, where the app has a rotate identity. With --if-due, what
+    goes wrong is one line for the journal with priority err, which begins with ALERT NAME.
+    """
+    if if_due and database_password:
+        raise click.UsageError("--if-due looks for what others wrote; call --database-password without it")
+    layout, app = _app(name)
+    from forgectl import rotation
+
+    with _alerting(name, if_due):
+        if if_due and not rotation.is_due(layout, app, _say):
+            if as_json:
+                _print_json({"app": name, "action": "rotation", "changed": False})
+            return
+        with _turn(layout, app, "secrets rotate", unless=dry_run, waits_for=() if if_due else ROUTINES):
+            result = rotation.rotate(
+                layout, app, if_due=if_due, database_password=database_password, dry_run=dry_run, say=_say
+            )
+        _conclude(layout, app, result, dry_run=dry_run, wait=not no_wait and result.changed, as_json=as_json)
+    if result.problem:
+        _alert(name, result.problem) if if_due else _say(f"forgectl: {result.problem}")
+        sys.exit(SECRETS)
+
+
+@secrets.command("set")
+@name_argument
+@click.argument("key")
+@identity_option
+@click.option("--generate", is_flag=True, help="Make a random value of 48 characters that nobody sees; reads nothing.")
+@dry_run_option
+@json_option
+def set_(name: str, key: str, identity: str, generate: bool, dry_run: bool, as_json: bool) -> None:
+    """Seal a new value of KEY for app NAME on this host, where its secrets come without Vault.
+
+    The value comes on standard input, in UTF-8, exactly as it is but for one newline at its end, which echo and editors
+    add: a value that ends in a newline is given two. At a terminal it is asked for, twice, and not shown. Each change
+    is a new version of the app's secrets, which the next release or `forgectl secrets rotate NAME` puts into service.
+    """
+    _change(name, key, identity, None if generate else lambda: _value(key), dry_run, as_json)
+
+
+@secrets.command()
+@name_argument
+@click.argument("key")
+@identity_option
+@dry_run_option
+@json_option
+def unset(name: str, key: str, identity: str, dry_run: bool, as_json: bool) -> None:
+    """Remove KEY from the sealed values of app NAME, as a new version."""
+    _change(name, key, identity, lambda: None, dry_run, as_json)
+
+
+def _change(
+    name: str, key: str, identity: str, value: Callable[[], str | None] | None, dry_run: bool, as_json: bool
+) -> None:
+    """Seal what `value` returns, None for nothing; without it a value that is made here."""
+    from forgectl import identity as identities
+    from forgectl import rotation, sealed
+
+    layout, app = _app(name)
+    where = app.migration.path if app.migration and identity == "migrate" else app.secrets.path
+    instead = f"use `bao kv patch -mount={app.secrets.kv_mount} {where} {key}=-`"
+    identities.need_source(app, "systemd_creds", instead)
+    needed = identities.needed(app, identity)
+    if not key.isprintable() or not key:
+        raise click.UsageError("KEY has to be printable text")
+    given = {key: value()} if value else {}
+    with _locked(layout, f"secrets {'unset' if given.get(key, '') is None else 'set'} {key}", unless=dry_run):
+        changes = given or rotation.generated(layout, app, identity, key)
+        version, changed = sealed.change(layout, identity, changes, dry_run=dry_run)
+    new = changes[key]
+    users = [variable for variable, wanted in needed.items() if wanted == key]
+    if new is None and users:
+        _say(f"{', '.join(users)} of {name} needs {key}: releases are refused until it is set again")
+    elif new is not None and not users:
+        _say(f"nothing of {name} refers to {key} yet; check the spelling, or map a variable to it in the inventory")
+    if as_json:
+        _print_json({"app": name, "identity": identity, "key": key, "version": version, "changed": changed})
+    elif changed:
+        verb = f"{'would be' if dry_run else 'is'} {'sealed' if new is not None else 'removed'}"
+        click.echo(f"{name} ({identity}): {key} {verb}: version {version}")
+    else:
+        click.echo(f"{name} ({identity}): nothing to do; version {version}")
+
+
+def _value(key: str) -> str:
+    if sys.stdin.isatty():
+        return str(click.prompt(key, hide_input=True, confirmation_prompt=True, err=True))
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError:
+        # The error itself would quote the bytes.
+        raise Refused("expected UTF-8 on standard input; found other bytes; encode the value, as base64 does") from None
 
 
 @forgectl.group()
@@ -359,18 +536,18 @@ def database() -> None:
 @dry_run_option
 @json_option
 def verifiers(name: str, dry_run: bool, as_json: bool) -> None:
-    """Make the local PostgreSQL accept the passwords that Vault holds for the roles of app NAME."""
+    """Make the local PostgreSQL accept the passwords among the secrets of app NAME for its roles."""
     from forgectl import database as databases
     from forgectl import identity as identities
+    from forgectl import rotation
 
     layout, app = _app(name)
     if app.database is None or app.database.placement != "local":
         raise Refused(f"expected {name} to have a database on this host; found none; its server is elsewhere")
     with _locked(layout, "database verifiers", unless=dry_run):
-        values = {each: identities.fetch(layout, app, each) for each in identities.identities(app)}
-        roles = databases.set_verifiers(
-            databases.passwords(app.database, values["app"], values.get("migrate")), dry_run=dry_run
-        )
+        found = rotation.serving(layout, app)
+        migrate = identities.fetch(layout, app, "migrate") if app.migration else None
+        roles = databases.set_verifiers(databases.passwords(app.database, found, migrate), dry_run=dry_run)
     changed = any(result != "unchanged" for result in roles.values())
     if as_json:
         _print_json({"app": name, "changed": changed, "roles": roles})
@@ -407,15 +584,37 @@ def _conclude(layout: Any, app: Any, result: Any, *, dry_run: bool, wait: bool, 
 
     if wait and not dry_run and result.began and result.verdict == "watching":
         result = releases.concluded(layout, result, _say)
+    what = f"version {result.secrets} of the secrets" if result.action == "rotation" else result.release
     if as_json:
         _print_json(result)
     elif dry_run and result.changed:
         click.echo("\n".join(result.plan))
     elif not result.changed:
-        click.echo(f"{app.name}: {result.release} is {result.verdict} already; nothing to do")
+        click.echo(f"{app.name}: {what} is {result.verdict} already; nothing to do")
     else:
-        head = f"{app.name}: {result.release} is {result.verdict} in slot {result.slot}"
-        click.echo("\n".join([head, *result.report]))
+        click.echo("\n".join([f"{app.name}: {what} is {result.verdict} in slot {result.slot}", *result.report]))
+
+
+def _alert(name: str, text: str) -> None:
+    """One line that the journal takes for an error: sd-daemon(3)."""
+    _say(f"<3>ALERT {name}: {' '.join(text.split())}")
+
+
+@contextmanager
+def _alerting(name: str, on: bool) -> Iterator[None]:
+    """Turn a failure into an alert; that another command is at work is none."""
+    try:
+        yield
+    except Locked:
+        raise
+    except ForgeError as error:
+        if not on:
+            raise
+        text = error.summary if isinstance(error, CandidateFailed) else str(error)
+        _alert(name, text)
+        if "--json" in sys.argv:
+            _print_json({"changed": False, "error": text, "exit_code": error.exit_code})
+        sys.exit(error.exit_code)
 
 
 @contextmanager
@@ -426,6 +625,18 @@ def _locked(layout: Any, reason: str, unless: bool = False, **options: float) ->
         yield
     else:
         with lock.hold(layout, reason, **options):
+            yield
+
+
+@contextmanager
+def _turn(layout: Any, app: Any, reason: str, unless: bool, waits_for: Collection[str] = ROUTINES) -> Iterator[None]:
+    """The lock, after the verdict on what a timer began."""
+    from forgectl import cutover
+
+    if unless:
+        yield
+    else:
+        with cutover.turn(layout, app, reason, _say, waits_for):
             yield
 
 

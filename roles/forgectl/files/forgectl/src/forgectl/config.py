@@ -13,6 +13,9 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
+# Among the app's secrets, the role that it logs in to the database as.
+USER_KEY = "database_user"
+
 
 class Timeouts(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The timeout chain, seconds; all derived from the longest allowed request.
@@ -40,15 +43,35 @@ class Workers(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     reasons: list[str]
 
 
-class Secrets(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where the app's secrets are: Vault, the KV v2 path, and environment variable = key at that path."""
+class Rotation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The identity that renews all of the app's, itself included; `approles` are their names by identity."""
 
-    address: Annotated[str, msgspec.Meta(pattern=r"^https://")]
-    ca_file: Text
-    path: Text
+    approles: dict[Text, Text]
+
+
+class Secrets(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where the app's secrets are, and environment variable = key there.
+
+    `source` is vault, which needs `address`, `ca_file` and the KV v2 `path`, or systemd_creds: sealed on this host.
+    `bound_cidrs` are the only addresses that secret ids and their tokens work from (empty: any); `retry_seconds` is how
+    long a start goes on asking while Vault is unreachable or sealed.
+    """
+
+    source: Literal["vault", "systemd_creds"] = "vault"
+    address: Annotated[str, msgspec.Meta(pattern=r"^(https://|$)")] = ""
+    ca_file: str = ""
+    path: str = ""
     kv_mount: Text = "secret"
     approle_mount: Text = "approle"
+    database_mount: Text = "database"
     variables: dict[Variable, Text] = {}
+    bound_cidrs: list[Text] = []
+    retry_seconds: Annotated[float, msgspec.Meta(ge=0)] = 30
+    rotation: Rotation | None = None
+
+    def __post_init__(self) -> None:
+        if self.source == "vault" and not (self.address and self.ca_file and self.path):
+            raise ValueError("expected `address`, `ca_file` and `path` of a Vault")
 
 
 class Migration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -56,13 +79,17 @@ class Migration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     user: Name
     command: Annotated[list[Text], msgspec.Meta(min_length=1)]
-    path: Text
+    path: str = ""
     settings: dict[Variable, str] = {}
     variables: dict[Variable, Text] = {}
 
 
 class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The app's PostgreSQL database. URLs hold no password; keys name the passwords in Vault."""
+    """The app's PostgreSQL database. URLs hold no password; keys name the passwords in Vault.
+
+    `url_variable` receives `url`, with the user that the app's secrets may name beside the password. With `vault_role`,
+    a role of Vault's database engine, user and password of the app are leased for each slot.
+    """
 
     placement: Literal["local", "external"]
     name: Role
@@ -72,6 +99,18 @@ class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     migrate_role: Role | None = None
     migrate_key: Text = "database_password"
     migrate_url: str = ""
+    url_variable: Variable = "FORGE_DATABASE_URL"
+    vault_role: str = ""
+
+    @property
+    def has_own_roles(self) -> bool:
+        """Whether the app logs in as roles of this host's server, whose passwords this host may set."""
+        return self.placement == "local" and not self.vault_role
+
+    @property
+    def app_roles(self) -> tuple[str, str]:
+        """The two roles that the app logs in as by turns, so that a password can change under a running app."""
+        return self.app_role, f"{self.app_role}_2"
 
 
 class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -99,6 +138,21 @@ class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     settings: dict[Variable, str] = {}
     migration: Migration | None = None
     database: Database | None = None
+
+    def __post_init__(self) -> None:
+        if self.migration and self.secrets.source == "vault" and not self.migration.path:
+            raise ValueError("expected `path` in `migration`, which is that of its secrets in Vault")
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Variable: key, of what the app's secrets have to hold: all but what Vault leases."""
+        leased = (self.database.app_key, USER_KEY) if self.database and self.database.vault_role else ()
+        return {variable: key for variable, key in self.secrets.variables.items() if key not in leased}
+
+    @property
+    def leases(self) -> bool:
+        """Whether Vault leases a database user for each slot."""
+        return bool(self.database and self.database.vault_role)
 
     @property
     def uses_alembic(self) -> bool:

@@ -11,12 +11,15 @@ What a crash at any step leaves behind, and how `recover` at the start of the ne
     between the rename of live.sock and the write after it
                         "starting", live.sock leads to the new slot: traffic decides, so the new one is watched.
                         After a reboot there is no live.sock, and the old one is started: it was not stopped yet
-    watching, draining  forge-watch@NAME.service goes on with it, and systemd starts that again when it dies
+    watching, draining  forge-watch@NAME.service goes on with it, and systemd starts that again when it dies; after a
+                        reboot as well, since the database may still know a password that no slot uses any more
+
+What a rotation of the database password does before its cutover, rotation.py says.
 """
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -24,11 +27,11 @@ import msgspec
 
 from forgectl import database, identity, lock, schema, slots, staging, state, systemd
 from forgectl.config import App
-from forgectl.errors import CandidateFailed, ForgeError, Locked, Refused, RolledBack, explain
+from forgectl.errors import CandidateFailed, ForgeError, Locked, Refused, RolledBack, SecretsError, explain
 from forgectl.layout import SLOTS, Layout
 from forgectl.lock import person
-from forgectl.staging import now
-from forgectl.state import Action, Entry, Operation, Outcome, Phase, Slotted, State
+from forgectl.state import INTERRUPTED, Action, Entry, Operation, Outcome, Phase, Slotted, State, now
+from forgectl.values import Fetched
 
 Say = Callable[[str], None]
 
@@ -67,12 +70,49 @@ class Cutover:
         self.say = say
         self._layout, self._app, self._state, self._action = layout, app, present, action
         self._breaking = False
+        self._revisions: list[str] | None = None
+        # What the new slot starts with: what the live one has, unless take() says otherwise.
+        self._secrets = present.live.secrets if present.live else 0
+        self._database_user = present.live.database_user if present.live else ""
         self._schema_before, self._maintenance_before = present.schema, present.maintenance
         self.began = datetime.now(UTC).isoformat(timespec="milliseconds")
 
-    def interrupt_service(self, release: str, reason: str) -> None:
-        """Show the maintenance page and stop what serves: its code cannot live with what comes."""
-        self._breaking = True
+    def take(self, secrets: Fetched) -> None:
+        """Have the new slot start with these secrets, which were checked.
+
+        Where they name the database role that the live slot does not use, the local server gets its verifier first.
+
+        Raises:
+            Refused: the server does not answer, or has no such role.
+            SecretsError: they change the password of the role that the live slot uses.
+        """
+        self._secrets = secrets.version
+        if db := self._app.database:
+            role = self._database_user = database.user(db, secrets)
+            live, passwords = self._state.live, {role: secrets.values[db.app_key]}
+            if not db.has_own_roles or not live:
+                return
+            if role != (live.database_user or db.app_role):
+                database.set_verifiers(passwords)
+            elif secrets.version != live.secrets and database.set_verifiers(passwords, dry_run=True) != {
+                role: "unchanged"
+            }:
+                other = next(each for each in db.app_roles if each != role)
+                raise SecretsError(
+                    "incomplete",
+                    f"expected the password of {role} as the live slot has it, since it can't change under its user; "
+                    f"found another in version {secrets.version}; put the old one back, or name {other} beside it, "
+                    f"under {database.USER_KEY}; for a new one call `sudo forgectl secrets rotate {self._layout.name} "
+                    "--database-password`",
+                    secrets.version,
+                )
+
+    def interrupt_service(self, release: str, reason: str, revisions: list[str] | None) -> None:
+        """Show the maintenance page and stop what serves: its code cannot live with what comes.
+
+        `revisions` is what the database is at before it, None when nobody knows.
+        """
+        self._breaking, self._revisions = True, revisions
         with self.phases("maintenance"):
             self._state.operation = self._operation("maintenance", release)
             self._state.maintenance = reason
@@ -123,7 +163,7 @@ class Cutover:
             with self.phases("start"):
                 slots.ensure_socket_folder(layout)
                 slots.stop(layout, operation.slot)
-                slots.prepare(layout, operation.slot, release)
+                slots.prepare(layout, operation.slot, release, operation.secrets)
                 systemd.set_weight(layout.service(operation.slot), slots.STARTING_WEIGHT)
                 slots.start(layout, operation.slot)
                 limit = slots.deadline(self._app, present.starts)
@@ -155,12 +195,18 @@ class Cutover:
             phases=self.phases.seconds,
             breaking=self._breaking,
             previous=self._state.previous,
+            secrets=self._secrets,
+            database_user=self._database_user,
+            schema=self._schema_before,
+            revisions=self._revisions,
         )
 
     def _record_failure(self, release: str, error: BaseException) -> None:
         reason = _words(error)
         self._state.record(
-            Entry(release, now(), person(), "failed", self.phases.seconds, reason, self._action, self.began)
+            Entry(
+                release, now(), person(), "failed", self.phases.seconds, reason, self._action, self.began, self._secrets
+            )
         )
 
     def _abort(self, error: BaseException) -> None:
@@ -213,7 +259,7 @@ def commit(layout: Layout, present: State) -> None:
     watch_seconds = slots.settings(layout, operation.slot).watch_seconds
     if present.live and present.live.release != operation.release:
         present.previous = present.live
-    present.live = Slotted(operation.release, operation.slot, now())
+    present.live = _slotted(operation)
     present.maintenance = ""
     if operation.old and watch_seconds and not operation.breaking and slots.is_up(layout, operation.old.slot):
         present.operation = msgspec.structs.replace(operation, phase="watching", until=time.time() + watch_seconds)
@@ -239,6 +285,7 @@ def conclude(present: State, outcome: Outcome, reason: str = "") -> None:
             reason=reason,
             action=operation.action,
             began=operation.began,
+            secrets=operation.secrets,
         )
     )
     present.operation = msgspec.structs.replace(operation, phase="draining") if operation.old else None
@@ -259,15 +306,17 @@ def turn_back_on_request(layout: Layout, present: State) -> Entry:
     began = time.monotonic()
     operation = _under_way(present)
     turn_back(layout, present, f"{person()} asked for it")
+    what = f"version {operation.secrets} of its secrets" if operation.action == "rotation" else operation.release
     entry = Entry(
         release=present.live.release if present.live else "",
         at=now(),
         by=person(),
         outcome="live",
         phases={"swap": round(time.monotonic() - began, 3)},
-        reason=f"instead of {operation.release}, which was being watched",
+        reason=f"instead of {what}, which was being watched",
         action="rollback",
         began=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        secrets=present.live.secrets if present.live else 0,
     )
     present.record(entry)
     state.save(layout, present)
@@ -279,7 +328,6 @@ def await_verdict(layout: Layout, began: str, limit: float) -> Entry:
 
     Raises:
         ForgeError: it did not come.
-        RolledBack: the old release has the traffic back.
     """
     deadline = time.monotonic() + limit + VERDICT_PATIENCE_SECONDS
     while (entry := state.load(layout).entry(began)) is None:
@@ -293,9 +341,33 @@ def await_verdict(layout: Layout, began: str, limit: float) -> Entry:
     return entry
 
 
-def verdict_error(entry: Entry, live: Slotted | None) -> RolledBack:
-    """What to tell the person whose release was rolled back."""
-    name = live.release if live else "the old release"
+@contextmanager
+def turn(layout: Layout, app: App, reason: str, say: Say, waits_for: Collection[str]) -> Iterator[None]:
+    """Hold the lock, but not before the verdict on one of these actions: nobody has to know of what a timer began.
+
+    Raises:
+        Locked: another command is at work.
+    """
+    while True:
+        with lock.hold(layout, reason):
+            # It also goes on with a watch that died, whose verdict would never come.
+            operation = recover(layout, app, say).operation
+            if operation is None or operation.phase != "watching" or operation.action not in waits_for:
+                yield
+                return
+        # The watch needs the lock to decide.
+        say(f"waiting for the verdict on a {operation.action}")
+        await_verdict(layout, operation.began, max(0.0, operation.until - time.time()))
+
+
+def verdict_error(entry: Entry, present: State) -> RolledBack:
+    """What to tell the person whose release, or version of the secrets, was rolled back."""
+    if entry.action == "rotation":
+        return RolledBack(
+            f"version {entry.secrets} of the secrets was rolled back, and {present.serving_secrets} serves: "
+            f"{entry.reason}; see what the app said (forgectl logs), and write a version that is right"
+        )
+    name = present.live.release if present.live else "the old release"
     return RolledBack(
         f"{entry.release} was rolled back, and {name} serves: {entry.reason}; see what it said (forgectl logs), mend "
         "it and release again"
@@ -336,20 +408,11 @@ def follow(layout: Layout, app: App, say: Say) -> None:
 def settle(layout: Layout, app: App, present: State, say: Say) -> None:
     """Get both slots free for a new cutover: drain what still drains. The caller holds the lock.
 
-    A recycling need not be watched to its end: the same release is on both sides, and the slot that is ready stays.
-
     Raises:
-        Locked: a new release is being watched.
+        Locked: a verdict is still to come.
     """
-    if (operation := present.operation) is None:
+    if present.operation is None:
         return
-    if operation.phase == "watching" and operation.action == "recycle" and operation.old:
-        found = lasting_trouble(layout, operation.slot)
-        if found and not slots.trouble(layout, operation.old.slot):
-            turn_back(layout, present, found)
-        else:
-            conclude(present, "live", "its watch was cut short by another command")
-        state.save(layout, present)
     refuse_while_watched(layout, present)
     say("waiting until the last cutover has drained")
     # Or it might stop, a little later, what starts in that slot next.
@@ -384,8 +447,13 @@ def lasting_trouble(layout: Layout, slot: str) -> str:
 
 
 def finish(layout: Layout, app: App, present: State, seconds: float, say: Say) -> None:
-    """Forget a cutover that has drained, and remove what is old."""
+    """Forget a cutover that has drained, and remove what is old: releases, and the password that no slot uses.
+
+    Raises:
+        Refused: the local PostgreSQL does not answer; the cutover is not forgotten, and this is to be called again.
+    """
     operation = _under_way(present)
+    _expire_password(app, operation, present)
     present.history = [
         msgspec.structs.replace(entry, phases=entry.phases | {"drain": seconds})
         if entry.began == operation.began and entry.action == operation.action
@@ -398,6 +466,16 @@ def finish(layout: Layout, app: App, present: State, seconds: float, say: Say) -
         staging.prune(layout, app, needed(layout, present))
     except OSError as error:
         say(f"old releases were left: {explain(error)}")
+
+
+def _expire_password(app: App, operation: Operation, present: State) -> None:
+    """Take the password of a login role of the local database that the slot which lost was the last to use."""
+    db, old, live = app.database, operation.old, present.live
+    if db is None or not db.has_own_roles or old is None or live is None:
+        return
+    before, after = (each.database_user or db.app_role for each in (old, live))
+    if before != after and before in db.app_roles:
+        database.expire(before)
 
 
 def needed(layout: Layout, present: State) -> set[str]:
@@ -437,16 +515,16 @@ def recover(layout: Layout, app: App, say: Say) -> State:
     elif operation.phase == "starting":
         say(f"ending the interrupted {operation.action} of {operation.release}")
         slots.stop(layout, operation.slot)
-        conclude(present, "failed", "interrupted")
+        conclude(present, "failed", INTERRUPTED)
         present.operation = None
         state.save(layout, present)
     elif operation.phase == "maintenance":
         say(f"ending the interrupted {operation.action} of {operation.release}")
         # It may have been killed right before that.
         slots.maintenance(layout, on=True)
-        moved = _schema_moved(layout, app, present)
+        moved = _schema_moved(layout, app, operation)
         if present.entry(operation.began) is None:
-            conclude(present, "failed", "interrupted")
+            conclude(present, "failed", INTERRUPTED)
         if moved:
             if present.live:
                 slots.stop(layout, present.live.slot)
@@ -454,8 +532,7 @@ def recover(layout: Layout, app: App, say: Say) -> State:
             state.save(layout, present)
             say(f"the schema is that of {operation.release} already: release it again, to end the maintenance")
         else:
-            present.schema = present.live.release if present.live else ""
-            present.operation = operation
+            present.schema, present.operation = operation.schema, operation
             _bring_back(layout, present, say)
             # When it did not come back, the state on disk keeps the operation: each command tries again, and the
             # release or rollback that mends it overwrites it.
@@ -485,7 +562,7 @@ def boot(layout: Layout, app: App, say: Say) -> str | None:
         raise ForgeError(
             f"expected the live release in {layout.releases / live.release}; found none; restore it from a backup"
         )
-    slots.prepare(layout, live.slot, live.release)
+    slots.prepare(layout, live.slot, live.release, live.secrets)
     slots.start(layout, live.slot)
     if layout.live_slot() != live.slot:
         slots.swap(layout, live.slot)
@@ -499,14 +576,13 @@ def _after_reboot(layout: Layout, present: State) -> None:
         return
     if operation.phase == "starting" and operation.breaking:
         # The old code does not fit the schema any more; the new one is started for ever, as any live release.
-        present.live = Slotted(operation.release, operation.slot, now())
+        present.live = _slotted(operation)
         present.maintenance = ""
     elif operation.phase in ("maintenance", "starting"):
         return
     if operation.phase != "draining":
         conclude(present, "live", "the host was rebooted before the verdict")
-    present.operation = None
-    state.save(layout, present)
+        state.save(layout, present)
 
 
 def _observe(layout: Layout, operation: Operation) -> tuple[Outcome, str]:
@@ -567,14 +643,18 @@ def _bring_back(layout: Layout, present: State, say: Say) -> None:
     state.save(layout, present)
 
 
-def _schema_moved(layout: Layout, app: App, present: State) -> bool:
+def _schema_moved(layout: Layout, app: App, operation: Operation) -> bool:
     """Whether an interrupted migration has changed the schema under the release that was live."""
-    if app.database is None or present.live is None or not app.uses_alembic:
+    if app.database is None or operation.revisions is None:
         return True
-    known = schema.revisions(layout.releases / present.live.release / "source")
-    password = identity.fetch(layout, app, "migrate")[app.database.migrate_key]
+    password = identity.fetch(layout, app, "migrate").values[app.database.migrate_key]
     with database.migration_lock(database.migration_url(app.database), password) as connection:
-        return not known.keys() >= set(schema.current(connection))
+        return schema.current(connection) != operation.revisions
+
+
+def _slotted(operation: Operation) -> Slotted:
+    """What is live once traffic goes to the new slot."""
+    return Slotted(operation.release, operation.slot, now(), operation.secrets, operation.database_user)
 
 
 def _under_way(present: State) -> Operation:
@@ -593,5 +673,5 @@ def _words(error: BaseException) -> str:
         case OSError():
             return explain(error)
         case KeyboardInterrupt():
-            return "interrupted"
+            return INTERRUPTED
     return type(error).__name__

@@ -1,4 +1,4 @@
-"""PostgreSQL: the verifiers of the login roles, and the lock that lets one migration at a time run.
+"""PostgreSQL: the login roles and their verifiers, and the lock that lets one migration at a time run.
 
 psycopg is imported where it is used, since it takes longer to import than most commands to run.
 """
@@ -8,16 +8,19 @@ import hashlib
 import hmac
 import os
 import pwd
+import secrets
 import stringprep
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
+from forgectl import config
 from forgectl.config import Database
-from forgectl.errors import ForgeError, Refused
+from forgectl.errors import ForgeError, Refused, SecretsError
+from forgectl.values import Fetched
 
 if TYPE_CHECKING:
     import psycopg
@@ -27,6 +30,12 @@ MIGRATION_LOCK = int.from_bytes(hashlib.sha256(b"forge migration").digest()[:8],
 LOCK_TIMEOUT_SECONDS = 900
 LOCK_EVERY_SECONDS = 0.5
 CONNECT_TIMEOUT_SECONDS = 10
+# Of the local server: its administrator by peer, who is the system user of that name.
+ADMINISTRATOR = "postgres"
+ADMINISTRATION = "host=/var/run/postgresql dbname=postgres user=postgres"
+# The key beside the password that names the role it belongs to.
+USER_KEY = config.USER_KEY
+PASSWORD_BYTES = 32
 
 
 def matches(password: str, verifier: str | None) -> bool:
@@ -50,13 +59,40 @@ def matches(password: str, verifier: str | None) -> bool:
     return False
 
 
-def set_verifiers(
-    passwords: dict[str, str], *, dry_run: bool = False, user: str = "postgres", conninfo: str = ""
-) -> dict[str, str]:
-    """Set the verifier of each login role whose stored one does not match its password.
+def user(database: Database, found: Fetched) -> str:
+    """The role that the app logs in as: the first one, unless its secrets name another under `database_user`.
 
-    The password itself never reaches the server or its log. `conninfo` is for tests; on a host it is the local
-    socket, as the system user `user`, by peer.
+    Raises:
+        SecretsError: what they name is no role of the local server that is the app's, or no name at all.
+    """
+    name = found.values.get(USER_KEY, database.app_role)
+    if isinstance(name, str) and (name in database.app_roles if database.has_own_roles else name):
+        return name
+    expected = " or ".join(database.app_roles) if database.has_own_roles else "the name of a role"
+    raise SecretsError(
+        "incomplete",
+        f"expected {expected} under the key {USER_KEY} of the app's secrets; found something else; write it there, "
+        "with that role's password",
+        found.version,
+    )
+
+
+def new_password() -> str:
+    """A password of 256 random bits that needs no quoting in a URL and that SASLprep leaves as it is."""
+    return secrets.token_urlsafe(PASSWORD_BYTES)
+
+
+def with_user(url: str, name: str) -> str:
+    """A URL without a password, with the name of another user."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{quote(name, safe='')}@{host}"))
+
+
+def set_verifiers(passwords: Mapping[str, str], *, dry_run: bool = False) -> dict[str, str]:
+    """Set the verifier of each login role of the local server whose stored one does not match its password.
+
+    The password itself never reaches the server or its log.
 
     Returns role: "unchanged" or "set" ("would set" in a dry run).
 
@@ -67,7 +103,7 @@ def set_verifiers(
     from psycopg import sql
 
     results = {}
-    with _connect_as(user, conninfo or "host=/var/run/postgresql dbname=postgres user=postgres") as connection:
+    with _administration() as connection:
         rows = connection.execute(
             "SELECT rolname, rolpassword FROM pg_authid WHERE rolname = ANY(%s)", (list(passwords),)
         ).fetchall()
@@ -91,6 +127,23 @@ def set_verifiers(
                     raise Refused(f"PostgreSQL refused the verifier of {role}: {_words(error)}") from None
                 results[role] = "set"
     return results
+
+
+def expire(role: str) -> None:
+    """Take the password of a login role of the local server: nobody gets in as that role until it has another.
+
+    Raises:
+        Refused: the server does not answer.
+    """
+    import psycopg
+    from psycopg import sql
+
+    with _administration() as connection:
+        try:
+            if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", (role,)).fetchone() is not None:
+                connection.execute(sql.SQL("ALTER ROLE {} PASSWORD NULL").format(sql.Identifier(role)))
+        except psycopg.Error as error:
+            raise Refused(f"PostgreSQL refused to take the password of {role}: {_words(error)}") from None
 
 
 def migration_url(database: Database) -> str:
@@ -145,18 +198,20 @@ def migration_lock(url: str, password: str) -> Iterator["psycopg.Connection"]:
 
 
 @contextmanager
-def _connect_as(user: str, conninfo: str) -> Iterator["psycopg.Connection"]:
-    """Connect as a system user: a peer is who calls connect()."""
+def _administration() -> Iterator["psycopg.Connection"]:
+    """Connect as the administrator of the local server: a peer is who calls connect()."""
     import psycopg
 
     try:
-        uid = pwd.getpwnam(user).pw_uid
+        uid = pwd.getpwnam(ADMINISTRATOR).pw_uid
     except KeyError:
-        raise Refused(f"expected the system user {user}; found none; install PostgreSQL (site.yml does)") from None
+        raise Refused(
+            f"expected the system user {ADMINISTRATOR}; found none; install PostgreSQL (site.yml does)"
+        ) from None
     before = os.geteuid()
     os.seteuid(uid)
     try:
-        connection = psycopg.connect(conninfo, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS)
+        connection = psycopg.connect(ADMINISTRATION, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS)
     except psycopg.Error as error:
         raise Refused(f"expected PostgreSQL on this host; found: {_words(error)}; start it") from None
     finally:
@@ -165,11 +220,11 @@ def _connect_as(user: str, conninfo: str) -> Iterator["psycopg.Connection"]:
         yield connection
 
 
-def passwords(database: Database, app: dict[str, str], migrate: dict[str, str] | None) -> dict[str, str]:
-    """Role: password, of the roles that log in, from the values of the two identities."""
-    found = {database.app_role: app[database.app_key]}
+def passwords(database: Database, app: Fetched, migrate: Fetched | None) -> dict[str, str]:
+    """Role: password, of the login roles, from the secrets of the two identities; of the app's two, the one in use."""
+    found = {user(database, app): str(app.values[database.app_key])} if database.has_own_roles else {}
     if database.migrate_role and migrate is not None:
-        found[database.migrate_role] = migrate[database.migrate_key]
+        found[database.migrate_role] = str(migrate.values[database.migrate_key])
     return found
 
 

@@ -44,6 +44,7 @@ class CandidateFailed(ForgeError):
 
     Attributes:
         summary: the message without the log lines.
+        log: those; None where there are none to show.
     """
 
     exit_code = CANDIDATE_FAILED
@@ -52,6 +53,7 @@ class CandidateFailed(ForgeError):
         said = "" if log is None else f". Its last log lines:\n{log or '(it said nothing)'}"
         super().__init__(summary + said)
         self.summary = summary
+        self.log = log
 
 
 class RolledBack(ForgeError):
@@ -70,11 +72,14 @@ class SecretsError(ForgeError):
     """Vault or one of its values is not usable.
 
     Attributes:
-        state: for programs: missing, rejected, unreachable, untrusted, sealed, denied, incomplete or intercepted.
+        state: for programs: missing, rejected, address (refused), unreachable, untrusted, sealed, denied, incomplete,
+            conflict, intercepted or lost.
+        version: the version of the secrets whose content is the reason; 0 when the reason is another one.
     """
 
     exit_code = SECRETS
 
-    def __init__(self, state: str, message: str) -> None:
+    def __init__(self, state: str, message: str, version: int = 0) -> None:
         super().__init__(message)
         self.state = state
+        self.version = version

@@ -9,6 +9,7 @@ from pathlib import Path
 from forgectl.errors import Refused, explain
 
 SLOTS = ("blue", "green")
+FSYNC_THREADS = 16
 
 
 class Layout:
@@ -31,6 +32,8 @@ class Layout:
         self.cache = root / "var/cache/forge" / name
         self.sockets = root / "run" / name
         self.live = self.sockets / "live.sock"
+        # Only of an app whose database user Vault leases.
+        self.lease_template = self.units / f"{name}-lease@.service"
         # While it exists, Nginx answers with the maintenance page.
         self.maintenance = self.sockets / "maintenance"
         self.access_log = root / "var/log/nginx" / f"{name}.json"
@@ -44,18 +47,30 @@ class Layout:
         return self.sockets / f"{slot}.sock"
 
     def sealed(self, identity: str, part: str) -> Path:
-        """The encrypted credential of an identity (app, migrate); `part` is role-id or secret-id."""
+        """An encrypted credential of an identity; `part` is role-id or secret-id, or without Vault values."""
         return self.credentials / f"forge.{self.name}.{identity}.{part}"
 
     def drop_in(self, slot: str) -> Path:
         """The [Service] body of a slot, copied from the release that it runs."""
         return self.units / f"{self.name}@{slot}.service.d" / "release.conf"
 
+    def pin(self, slot: str) -> Path:
+        """The version of the secrets that a slot starts with, in decimal digits; none for the newest."""
+        return self.slots / f"{slot}.secrets"
+
     def service(self, slot: str) -> str:
         return f"{self.name}@{slot}.service"
 
     def socket_unit(self, slot: str) -> str:
         return f"{self.name}@{slot}.socket"
+
+    def lease_unit(self, slot: str) -> str:
+        """What keeps the database user of a slot, where Vault leases one."""
+        return f"{self.name}-lease@{slot}.service"
+
+    def lease_folder(self, slot: str) -> Path:
+        """Where that unit hands the user out; gone with the unit."""
+        return self.root / "run/forge-lease" / f"{self.name}-{slot}"
 
     def migration_unit(self, release: str) -> str:
         return f"{self.name}-migrate@{release}.service"
@@ -109,7 +124,7 @@ def write_atomically(path: Path, data: bytes, mode: int) -> None:
         error.filename = str(path)
         raise
     temporary.replace(path)
-    fsync_directory(path.parent)
+    fsync(path.parent)
 
 
 @contextmanager
@@ -129,13 +144,25 @@ def made_whole(folder: Path, mode: int) -> Iterator[None]:
         raise
 
 
-def fsync_directory(path: Path) -> None:
-    """Make a rename inside a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def fsync(path: Path) -> None:
+    """Make a file durable, or of a folder what it names, such as after a rename inside it."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make a folder and all in it durable, and nothing else: a flush of the whole disk would hold up the database.
+
+    Side by side, since what the file system writes to its journal for one of them it writes for all that wait.
+    """
+    # It takes longer to import than most commands take.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(FSYNC_THREADS) as pool:
+        list(pool.map(fsync, (path for path in walk(folder) if not path.is_symlink())))
 
 
 def walk(folder: Path) -> Iterator[Path]:

@@ -18,8 +18,8 @@ from forgectl.layout import Layout
 
 # A look at the lock takes it for microseconds: that must not count as a holder.
 GRACE_SECONDS = 0.2
-# What a timer begins now and then, by its reason: whoever comes meanwhile waits for it, and need not know of it.
-ROUTINES = ("recycle",)
+# What nobody asked for just now, by its reason: whoever comes meanwhile waits for it, and need not know of it.
+ROUTINES = ("recycle", "secrets rotate", "watch", "drain")
 ROUTINE_SECONDS = 120.0
 
 
@@ -42,7 +42,7 @@ def person() -> str:
 
 @contextmanager
 def hold(layout: Layout, reason: str, patience: float = GRACE_SECONDS) -> Iterator[None]:
-    """Hold the lock of an app; wait at most `patience` seconds for another holder, and longer for a routine one.
+    """Hold the lock of an app; wait at most `patience` seconds for other holders, and longer while it is a routine one.
 
     Raises:
         Locked: someone else holds it.
@@ -50,15 +50,17 @@ def hold(layout: Layout, reason: str, patience: float = GRACE_SECONDS) -> Iterat
     layout.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(layout.state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        began = time.monotonic()
+        began = excused = time.monotonic()
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 found = _read(descriptor)
-                routine = found is not None and found.reason in ROUTINES
-                if time.monotonic() - began > (max(patience, ROUTINE_SECONDS) if routine else patience):
+                now = time.monotonic()
+                if found is not None and found.reason in ROUTINES and now - began < ROUTINE_SECONDS:
+                    excused = now
+                if now - excused > patience:
                     raise Locked(
                         f"{layout.name} is locked ({_describe(found)}); wait until that command has ended, then try "
                         "again"

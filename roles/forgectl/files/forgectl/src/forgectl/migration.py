@@ -43,6 +43,7 @@ def run(
     with held as connection:
         revisions: Sequence[Revision] | None = None
         unfit: Sequence[Revision] = []
+        at: list[str] = []
         if app.uses_alembic:
             known = schema.revisions(layout.releases / record.id / "source")
             at = schema.current(connection) if connection else (live and live.schema_heads) or []
@@ -55,7 +56,8 @@ def run(
                 raise Refused(refusal(layout.name, unfit))
         try:
             if unfit:
-                cutover.interrupt_service(record.id, f"{record.id} brings {', '.join(each.id for each in unfit)}")
+                why = f"{record.id} brings {', '.join(each.id for each in unfit)}"
+                cutover.interrupt_service(record.id, why, at if connection else None)
             cutover.note_schema(record)
             _run_unit(layout, record.id, revisions, connection, cutover)
         except BaseException as error:

@@ -5,26 +5,31 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from forgectl import config, cutover, identity, migration, report, schema, slots, staging, state, systemd, venv
+from forgectl import config, cutover, identity, lease, migration, report, schema, slots, staging, state, systemd, venv
 from forgectl.config import App
 from forgectl.cutover import Cutover, Say
-from forgectl.errors import CandidateFailed, Refused
+from forgectl.errors import CandidateFailed, Refused, SecretsError
 from forgectl.layout import Layout
 from forgectl.report import Candidate
 from forgectl.staging import Record
-from forgectl.state import Action, State
+from forgectl.state import Action, State, hours_since
+from forgectl.values import Fetched
 
 # A recycling is not tried again at once: what failed would fail again, and what an app needs it will always use.
 RECYCLE_PAUSE_HOURS = 1.0
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a command did, or would do; phases in seconds, `requests` by the release that answered them."""
+    """What a command did, or would do; phases in seconds, `requests` by the release that answered them.
+
+    Of a rotation, `secrets` is the version of the secrets, and `problem` what went wrong beside it.
+    """
 
     app: str
     action: Action
@@ -39,6 +44,15 @@ class Result(msgspec.Struct, frozen=True):
     requests: dict[str, int] = {}
     report: list[str] = []
     began: str = ""
+    secrets: int = 0
+    problem: str = ""
+
+
+class Live(NamedTuple):
+    """The live release and its own description of the app."""
+
+    record: Record
+    app: App
 
 
 def release(
@@ -58,6 +72,8 @@ def release(
         SecretsError: a secret is not usable; nothing was changed.
         CandidateFailed: the new release failed, what served before still serves.
     """
+    if app.leases and not layout.lease_template.exists():
+        raise Refused(f"expected {layout.lease_template}, which keeps the leased user; found none; run site.yml")
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
     source_digest = _source_digest(archive, source_digest)
     digest = staging.digest_of(layout, source_digest)
@@ -65,7 +81,7 @@ def release(
     live = _live(known, present)
     staged, donor = _on_disk(known, digest, source_digest)
     if staged and live and staged.id == live.id and _serves(layout, present):
-        return _unchanged(app, "release", present)
+        return unchanged(app, "release", present)
     result = _begun(layout, app, present, "release", staged, live)
     if dry_run:
         plan = _release_plan(layout, app, present, live, staged, donor, archive, breaking)
@@ -74,26 +90,13 @@ def release(
     cutover.settle(layout, app, present, say)
     change = Cutover(layout, app, present, say, "release")
     with change.phases("secrets"):
-        values = {name: identity.fetch(layout, app, name) for name in identity.identities(app)}
-    if staged is None:
-        with change.phases("stage"):
-            staged = staging.stage(
-                layout,
-                app,
-                digest=digest,
-                source_digest=source_digest,
-                archive=archive,
-                donor=donor,
-                group=_group(app),
-            )
-    else:
-        staging.check_intact(layout, staged)
-    with change.phases("environment"):
-        _build(layout, app, staged)
+        change.take(identity.fetch(layout, app, "app"))
+        its_migration = identity.fetch(layout, app, "migrate").values if app.migration else {}
+    staged = _complete(layout, app, change.phases, staged, archive, donor, digest, source_digest)
     if app.migration:
         with change.phases("migrate"):
-            migration.run(layout, app, staged, live, values.get("migrate", {}), change, breaking=breaking)
-    values.clear()
+            migration.run(layout, app, staged, live, its_migration, change, breaking=breaking)
+    its_migration.clear()
     return _cut_over(layout, change, staged, live, result)
 
 
@@ -111,14 +114,16 @@ def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_ru
     live = _require_live(app, known, present)
     if to is None and _goes_back(present):
         # Asked for twice: the second must neither go forward again nor further back.
-        return _unchanged(app, "rollback", present)
+        return unchanged(app, "rollback", present)
     watched = present.operation if present.operation and present.operation.phase == "watching" else None
     warm = watched.old if watched and watched.action != "recycle" else None
     # From the maintenance page, "back" is what it interrupted.
     back = live.id if present.maintenance else warm.release if warm else None
     target = _target(layout, known, present, to or back)
-    if target.id == live.id and _serves(layout, present):
-        return _unchanged(app, "rollback", present)
+    # Of a rotation, the older secrets of the same release are still warm.
+    older_secrets = watched is not None and watched.action == "rotation" and to is None
+    if target.id == live.id and not older_secrets and _serves(layout, present):
+        return unchanged(app, "rollback", present)
     result = _begun(layout, app, present, "rollback", target, live)
     if present.maintenance and not breaking:
         raise Refused(
@@ -131,7 +136,11 @@ def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_ru
     its_app = config.load(layout.settings(target.id))
     if dry_run:
         plan = [
-            *report.differences(Candidate.of(layout, live), Candidate.of(layout, target)),
+            *(
+                [f"version {warm.secrets} of the secrets instead of {present.serving_secrets}"]
+                if warm and older_secrets
+                else report.differences(Candidate.of(layout, live), Candidate.of(layout, target))
+            ),
             *(f"the schema keeps {each}, which {target.id} does not know" for each in crossed),
             f"move traffic back to slot {result.slot}, which is still warm"
             if warm and warm.release == target.id
@@ -151,7 +160,8 @@ def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_ru
     cutover.settle(layout, app, present, say)
     change = Cutover(layout, its_app, present, say, "rollback")
     with change.phases("secrets"):
-        identity.fetch(layout, its_app, "app")
+        if secrets := _secrets_to_go_back_with(layout, its_app, live, present, say):
+            change.take(secrets)
     with change.phases("environment"):
         _build(layout, its_app, target)
     return _cut_over(layout, change, target, live, result)
@@ -162,22 +172,52 @@ def recycle(layout: Layout, app: App, *, if_due: bool, dry_run: bool, say: Say) 
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
     due = _due(layout, app, present)
     if if_due and (not due or present.operation):
-        return _unchanged(app, "recycle", present)
-    live = _require_live(app, staging.records(layout), present)
+        return unchanged(app, "recycle", present)
+    live = find_live(layout, present)
+    if due and not dry_run:
+        say(due)
+    # With the secrets that it has: it is for a rotation to find out whether newer ones are any good.
+    return fresh_slot(layout, live, present, "recycle", None, why=[due] if due else [], dry_run=dry_run, say=say)
+
+
+def fresh_slot(
+    layout: Layout,
+    live: Live,
+    present: State,
+    action: Action,
+    secrets: Fetched | None,
+    *,
+    why: list[str],
+    dry_run: bool,
+    say: Say,
+) -> Result:
+    """Move the live release to a fresh slot, with these secrets or, for None, with those of the slot it has now."""
+    record, app = live
+    result = _begun(layout, app, present, action, record, record)
+    if dry_run:
+        return msgspec.structs.replace(result, plan=[*why, _cutover_plan(layout, app, present)])
+    cutover.settle(layout, app, present, say)
+    change = Cutover(layout, app, present, say, action)
+    if secrets:
+        change.take(secrets)
+    return _cut_over(layout, change, record, record, result)
+
+
+def find_live(layout: Layout, present: State) -> Live:
+    """What serves now.
+
+    Raises:
+        Refused: nothing does.
+    """
+    live = _live(staging.records(layout), present)
+    if live is None:
+        raise Refused(f"expected {layout.name} to have a live release; found none; release one first")
     if present.maintenance:
         raise Refused(
-            f"expected {app.name} to serve; found the maintenance page ({present.maintenance}); release code that "
+            f"expected {layout.name} to serve; found the maintenance page ({present.maintenance}); release code that "
             "fits the schema first"
         )
-    its_app = config.load(layout.settings(live.id))
-    result = _begun(layout, app, present, "recycle", live, live)
-    if dry_run:
-        plan = [*([due] if due else []), _cutover_plan(layout, its_app, present)]
-        return msgspec.structs.replace(result, plan=plan)
-    if due:
-        say(due)
-    cutover.settle(layout, app, present, say)
-    return _cut_over(layout, Cutover(layout, its_app, present, say, "recycle"), live, live, result)
+    return Live(live, config.load(layout.settings(live.id)))
 
 
 def stage(
@@ -202,18 +242,7 @@ def stage(
     _need_source(archive, donor, source_digest)
     cutover.refuse_while_watched(layout, present)
     phases = cutover.Phases(say)
-    with phases("stage"):
-        staged = staged or staging.stage(
-            layout,
-            app,
-            digest=digest,
-            source_digest=source_digest,
-            archive=archive,
-            donor=donor,
-            group=_group(app),
-        )
-    with phases("environment"):
-        _build(layout, app, staged)
+    staged = _complete(layout, app, phases, staged, archive, donor, digest, source_digest)
     return msgspec.structs.replace(
         result, release=staged.id, previous=present.live.release if present.live else None, phases=phases.seconds
     )
@@ -238,7 +267,7 @@ def concluded(layout: Layout, result: Result, say: Say) -> Result:
     say(f"watching for {seconds:g} s ...")
     entry = cutover.await_verdict(layout, result.began, seconds)
     if entry.outcome != "live":
-        raise cutover.verdict_error(entry, state.load(layout).live)
+        raise cutover.verdict_error(entry, state.load(layout))
     requests = report.served(layout.access_log, datetime.fromisoformat(result.began))
     return msgspec.structs.replace(
         result,
@@ -382,11 +411,11 @@ def _of_schema(known: list[Record], present: State) -> Record | None:
 
 
 def _goes_back(present: State) -> bool:
-    """Whether the cutover under way is one back: a rollback that stands, or a release that was turned back."""
+    """Whether the cutover under way is one back: a rollback that stands, or what was turned back."""
     operation = present.operation
     if operation is None or operation.phase not in ("watching", "draining"):
         return False
-    return operation.action == ("release" if present.live == operation.old else "rollback")
+    return operation.action in (("release", "rotation") if present.live == operation.old else ("rollback",))
 
 
 def _target(layout: Layout, known: list[Record], present: State, to: str | None) -> Record:
@@ -413,7 +442,7 @@ def _serves(layout: Layout, present: State) -> bool:
     )
 
 
-def _unchanged(app: App, action: Action, present: State) -> Result:
+def unchanged(app: App, action: Action, present: State) -> Result:
     """Nothing to do; when the live release is being watched, its verdict is still to come."""
     live, operation = present.live, present.operation
     watching = operation is not None and operation.phase == "watching"
@@ -426,7 +455,37 @@ def _unchanged(app: App, action: Action, present: State) -> Result:
         slot=live.slot if live else None,
         verdict="watching" if watching else "live",
         began=operation.began if operation and watching else "",
+        secrets=live.secrets if live else 0,
     )
+
+
+def _complete(
+    layout: Layout,
+    app: App,
+    phases: cutover.Phases,
+    staged: Record | None,
+    archive: Path | None,
+    donor: Record | None,
+    digest: str,
+    source_digest: str,
+) -> Record:
+    """A release that is whole on disk, with its environment."""
+    if staged is None:
+        with phases("stage"):
+            staged = staging.stage(
+                layout,
+                app,
+                digest=digest,
+                source_digest=source_digest,
+                archive=archive,
+                donor=donor,
+                group=_group(app),
+            )
+    else:
+        staging.check_intact(layout, staged)
+    with phases("environment"):
+        _build(layout, app, staged)
+    return staged
 
 
 def _build(layout: Layout, app: App, record: Record) -> None:
@@ -442,11 +501,13 @@ def _due(layout: Layout, app: App, present: State) -> str:
     """Why the live slot is to be recycled; empty when it is not."""
     if present.live is None or present.maintenance:
         return ""
+    if why := lease.due(layout, present.live.slot):
+        return why
     last = present.history[-1] if present.history else None
-    if last and last.action == "recycle" and _hours_since(last.at) < RECYCLE_PAUSE_HOURS:
+    if last and last.action == "recycle" and hours_since(last.at) < RECYCLE_PAUSE_HOURS:
         return ""
     service = layout.service(present.live.slot)
-    hours, used, limit = _hours_since(present.live.since), systemd.memory(service), systemd.memory_limit(service)
+    hours, used, limit = hours_since(present.live.since), systemd.memory(service), systemd.memory_limit(service)
     if app.recycle_after_hours and hours > app.recycle_after_hours:
         return f"slot {present.live.slot} is {hours:.0f} h old, more than {app.recycle_after_hours:g}"
     if app.recycle_memory_percent and limit and used > limit * app.recycle_memory_percent / 100:
@@ -457,5 +518,22 @@ def _due(layout: Layout, app: App, present: State) -> str:
     return ""
 
 
-def _hours_since(at: str) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds() / 3600
+def _secrets_to_go_back_with(layout: Layout, app: App, live: Record, present: State, say: Say) -> Fetched | None:
+    """The newest secrets, or None for those of the live slot, since no fault of newer ones may bar the way back."""
+    comparable = identity.same_source(app, config.load(layout.settings(live.id)))
+    serving = present.live.secrets if present.live and comparable else 0
+    try:
+        newest = identity.fetch(layout, app, "app")
+    except SecretsError as error:
+        if not serving:
+            raise
+        say(f"staying with {present.serving_secrets} of the secrets: {error}")
+        return None
+    refused = present.refused(newest.version)
+    if refused and serving:
+        say(
+            f"staying with {present.serving_secrets} of the secrets: version {newest.version} was refused: "
+            f"{refused.reason}"
+        )
+        return None
+    return newest

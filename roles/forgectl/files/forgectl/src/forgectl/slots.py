@@ -5,10 +5,10 @@ import socket
 import time
 from pathlib import Path
 
-from forgectl import config, systemd
+from forgectl import config, sealed, systemd
 from forgectl.config import App
 from forgectl.errors import CandidateFailed, Refused
-from forgectl.layout import SLOTS, Layout, fsync_directory, replace_symlink, write_atomically
+from forgectl.layout import SLOTS, Layout, fsync, replace_symlink, write_atomically
 
 POLL_SECONDS = 0.05
 NEXT_WORKER_SECONDS = 0.01
@@ -51,13 +51,25 @@ def other(slot: str | None) -> str:
     return SLOTS[1] if slot == SLOTS[0] else SLOTS[0]
 
 
-def prepare(layout: Layout, slot: str, release: str) -> None:
-    """Point a slot at a release, and give its unit that release's limits, sandbox and timeouts."""
+def prepare(layout: Layout, slot: str, release: str, secrets: int) -> None:
+    """Point a slot at a release and a version of the secrets, and give its unit that release's limits and sandbox.
+
+    With the version that was checked, a slot that systemd restarts does not meet a newer one that nobody has tried.
+    """
     body = (layout.releases / release / "slot.conf").read_bytes()
     # What is right already is left alone: a boot with a full disk then writes nothing.
     if layout.slot_release(slot) != release:
         replace_symlink(layout.slots / slot, f"../releases/{release}")
-        fsync_directory(layout.slots)
+        fsync(layout.slots)
+    if config.load(layout.settings(release)).secrets.source == "systemd_creds":
+        sealed.pin(layout, slot, secrets)
+    else:
+        sealed.unpin(layout, slot)
+    pin, version = layout.pin(slot), str(secrets)
+    if not secrets:
+        pin.unlink(missing_ok=True)
+    elif not pin.exists() or pin.read_text() != version:
+        write_atomically(pin, version.encode(), 0o644)
     drop_in = layout.drop_in(slot)
     if not drop_in.exists() or drop_in.read_bytes() != body:
         drop_in.parent.mkdir(mode=0o755, exist_ok=True)
@@ -93,6 +105,9 @@ def stop(layout: Layout, slot: str) -> None:
     # A slot that never ran a release has no [Service] body, so systemd does not even load its service.
     service = [layout.service(slot)] if layout.drop_in(slot).exists() else []
     systemd.stop(layout.socket_unit(slot), *service)
+    if layout.lease_template.exists():
+        # Only now: nothing uses the database user any more, and a fresh slot shall get a fresh one.
+        systemd.stop(layout.lease_unit(slot))
 
 
 def deadline(app: App, starts: list[float]) -> float:

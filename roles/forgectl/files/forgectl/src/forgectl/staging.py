@@ -15,11 +15,12 @@ from typing import BinaryIO
 
 import msgspec
 
-from forgectl import schema, systemd, venv
+from forgectl import schema, venv
 from forgectl.config import App
 from forgectl.errors import Refused
-from forgectl.layout import SLOTS, Layout, fsync_directory, made_whole, walk
+from forgectl.layout import SLOTS, Layout, fsync, fsync_tree, made_whole, walk
 from forgectl.lock import person
+from forgectl.state import now
 
 # What a release is made of beside its source and settings.toml.
 INPUTS = ("gunicorn.conf.py", "slot.conf", "forge_worker.py")
@@ -41,11 +42,6 @@ class Record(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     by: str
     schema_heads: list[str] | None = None
     tree: str = ""
-
-
-def now() -> str:
-    """The time, RFC 3339 in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def digest_of(layout: Layout, source_digest: str) -> str:
@@ -113,9 +109,9 @@ def stage(
         record = Record(name, digest, source_digest, environment, now(), person(), heads, tree)
         (incomplete / "release.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
         venv.seal(incomplete, group)
-        systemd.run("sync", "--file-system", str(incomplete))
+        fsync_tree(incomplete)
         incomplete.rename(layout.releases / name)
-        fsync_directory(layout.releases)
+        fsync(layout.releases)
     return record
 
 

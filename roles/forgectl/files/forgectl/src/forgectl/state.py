@@ -1,5 +1,6 @@
 """What forgectl remembers of an app over a crash or a reboot: state.json, written atomically."""
 
+from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
@@ -10,17 +11,26 @@ from forgectl.layout import Layout, write_atomically
 KEPT_STARTS = 5
 KEPT_HISTORY = 100
 
-Action = Literal["release", "rollback", "recycle"]
+Action = Literal["release", "rollback", "recycle", "rotation"]
 Outcome = Literal["live", "failed", "rolled back"]
 Phase = Literal["maintenance", "starting", "watching", "draining"]
 
+# The reason of a cutover that somebody or something cut short, which says nothing about what it tried.
+INTERRUPTED = "interrupted"
+
 
 class Slotted(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A release in a slot, and since when (RFC 3339, UTC)."""
+    """A release in a slot, since when (RFC 3339, UTC), and the version of the secrets that it runs with.
+
+    The version is 0 where nobody wrote it down: the slot then starts with the newest. `database_user` is the login role
+    that these secrets name; empty without a database, and where nobody wrote it down: then it is the first one.
+    """
 
     release: str
     slot: str
     since: str
+    secrets: int = 0
+    database_user: str = ""
 
 
 class Operation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -31,7 +41,8 @@ class Operation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     watching     `slot` has the traffic, `old` is kept warm until the Unix time `until`
     draining     the verdict is in the history; whichever of both is not live is drained and stopped
 
-    `began` (RFC 3339, UTC) names the operation; `phases` are in seconds; `previous` is what state.previous was before.
+    `began` (RFC 3339, UTC) names the operation; `phases` are in seconds. `previous` and `schema` are what the state had
+    before; `revisions` is what the database was at before a breaking migration, null when nobody knows.
     """
 
     phase: Phase
@@ -45,6 +56,10 @@ class Operation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     breaking: bool = False
     until: float = 0
     previous: Slotted | None = None
+    secrets: int = 0
+    database_user: str = ""
+    schema: str = ""
+    revisions: list[str] | None = None
 
 
 class Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -58,6 +73,7 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     reason: str = ""
     action: Action = "release"
     began: str = ""
+    secrets: int = 0
 
 
 class State(msgspec.Struct, forbid_unknown_fields=True):
@@ -89,6 +105,25 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
         """How the operation that began then ended, if it has."""
         return next((entry for entry in reversed(self.history) if entry.began == began), None)
 
+    @property
+    def serving_secrets(self) -> str:
+        """The version of the secrets that serves, in words."""
+        return f"version {self.live.secrets}" if self.live and self.live.secrets else "an older version"
+
+    def refused(self, version: int | None = None) -> Entry | None:
+        """How the live release last refused a version of its secrets; None for one newer than those it runs with."""
+        if self.live is None:
+            return None
+        tried = (
+            entry
+            for entry in reversed(self.history)
+            if (entry.action, entry.release) == ("rotation", self.live.release)
+            and entry.reason != INTERRUPTED
+            and (entry.secrets > self.live.secrets if version is None else entry.secrets == version)
+        )
+        last = next(tried, None)
+        return last if last and last.outcome != "live" else None
+
     def proven(self) -> set[str]:
         """The releases that passed their watch, but for those that an operator has gone back from since."""
         found: set[str] = set()
@@ -98,6 +133,16 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
                     found = {release for release in found if release < entry.release}
                 found.add(entry.release)
         return found
+
+
+def now() -> str:
+    """The time, RFC 3339 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def hours_since(at: str) -> float:
+    """The hours since a time that now() gave."""
+    return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds() / 3600
 
 
 def load(layout: Layout) -> State:

@@ -23,7 +23,8 @@ def of(layout: Layout, app: App) -> dict[str, Any]:
         "ready": slots.probe(layout.live, its_app.ready_path, its_app.domain) == 200 if live else False,
         "slots": {},
         "workers": msgspec.to_builtins(its_app.workers),
-        "secrets": {name: _enrolled(layout, name) for name in identity.identities(app)},
+        "secrets": {name: _enrolled(layout, app, name) for name in identity.identities(app)},
+        "secrets_refused": msgspec.to_builtins(present.refused()),
         "releases": [record.id for record in staging.records(layout)],
         "previous": msgspec.to_builtins(present.previous),
         "last": msgspec.to_builtins(present.history[-1]) if present.history else None,
@@ -47,6 +48,10 @@ def text(found: dict[str, Any]) -> str:
     if live:
         lines.append(f"  live      {live['release']} in slot {live['slot']}, since {live['since']}")
         lines.append(f"  ready     {'yes' if found['ready'] else 'NO'}")
+        if refused := found["secrets_refused"]:
+            lines.append(
+                f"  REFUSED   version {refused['secrets']} of its secrets at {refused['at']}: {refused['reason']}"
+            )
     else:
         lines.append("  live      nothing was released yet")
     for slot, unit in found["slots"].items():
@@ -56,6 +61,7 @@ def text(found: dict[str, Any]) -> str:
     lines.append(f"  workers   {found['workers']['count']}: {'; '.join(found['workers']['reasons'])}")
     lines.append(
         "  secrets   "
+        + (f"version {live['secrets']}; " if live and live["secrets"] else "")
         + ", ".join(f"{name} {'enrolled' if yes else 'MISSING'}" for name, yes in found["secrets"].items())
     )
     if found["maintenance"]:
@@ -80,12 +86,13 @@ def history(present: state.State, count: int) -> list[str]:
 def _line(entry: dict[str, Any]) -> str:
     phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in entry["phases"].items())
     reason = f"; {entry['reason']}" if entry["reason"] else ""
+    secrets = f" with version {entry['secrets']} of its secrets" if entry["action"] == "rotation" else ""
     return (
-        f"{entry['at']}  {entry['action']:<8}  {entry['release']}  {entry['outcome']} by {entry['by']}"
+        f"{entry['at']}  {entry['action']:<8}  {entry['release']}{secrets}  {entry['outcome']} by {entry['by']}"
         + (f": {phases}" if phases else "")
         + reason
     )
 
 
-def _enrolled(layout: Layout, name: str) -> bool:
-    return all(layout.sealed(name, part).exists() for part in identity.PARTS)
+def _enrolled(layout: Layout, app: App, name: str) -> bool:
+    return all(layout.sealed(name, part).exists() for part in identity.parts(app))

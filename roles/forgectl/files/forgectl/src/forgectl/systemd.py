@@ -1,5 +1,6 @@
 """What forgectl asks of systemd, through its own commands."""
 
+import base64
 import os
 import re
 import subprocess
@@ -13,6 +14,8 @@ from forgectl.errors import ForgeError
 WAIT_SECONDS = 0.2
 # Of a long log line, as one with a traceback is, the characters at its start and its end say most.
 LINE_START, LINE_END = 200, 500
+# What a credential begins with that the host's key alone opens (CRED_AES256_GCM_BY_HOST of systemd's creds-util.h).
+BY_HOST = bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a")
 UNIT_PROPERTIES = ("ActiveState", "SubState", "Result", "NRestarts", "Job", "ExecMainStatus")
 
 
@@ -124,9 +127,44 @@ def decrypt(path: Path, name: str) -> str:
     return run("systemd-creds", "decrypt", f"--name={name}", str(path), "-").decode()
 
 
-def encrypt(value: str, name: str) -> bytes:
-    """Seal a value with the host's key; it goes through a pipe, never to the disk or a command line."""
-    return run("systemd-creds", "encrypt", "--with-key=host", f"--name={name}", "-", "-", data=value.encode())
+def encrypt(value: str, name: str, keys: Sequence[str] | None = None) -> bytes:
+    """Seal a value; it goes through a pipe, never to the disk or a command line.
+
+    It is sealed with the first of `keys` that works, by default the best that this host has.
+
+    Raises:
+        ForgeError: none does.
+    """
+    *better, last = keys or sealing_keys()
+    for key in better:
+        with suppress(ForgeError):
+            return _seal(value, name, key)
+    return _seal(value, name, last)
+
+
+def _seal(value: str, name: str, key: str) -> bytes:
+    # Bound to the chip, and to no state of the machine (PCRs): an update of the firmware or of Secure Boot's lists must
+    # not keep the app from starting after a reboot.
+    options = (f"--with-key={key}", "--tpm2-pcrs=", f"--name={name}", "-", "-")
+    sealed = run("systemd-creds", "encrypt", *options, data=value.encode())
+    # A TPM may be there and yet not work: without its libraries, locked, or unable to open what it has sealed.
+    run("systemd-creds", "decrypt", f"--name={name}", "-", "-", data=sealed)
+    return sealed
+
+
+def sealing_keys() -> list[str]:
+    """The keys that `systemd-creds encrypt` may use here, best first: the host's own, with TPM 2 where there is one.
+
+    has-tpm2 wants firmware, driver and kernel to have it, and from systemd 255 on the libraries too; where one of them
+    is missing it exits with other than 0. Never `auto`, which leaves out the host's key while /var is in memory.
+    """
+    found = subprocess.run(["systemd-creds", "has-tpm2", "--quiet"], capture_output=True, check=False).returncode == 0
+    return ["host+tpm2", "host"] if found else ["host"]
+
+
+def sealed_with(path: Path) -> str:
+    """The keys that a sealed credential needs to be opened."""
+    return "host key" if base64.b64decode(path.read_bytes())[: len(BY_HOST)] == BY_HOST else "host key and TPM 2"
 
 
 def run_sandboxed(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forgectl import systemd
 from forgectl.errors import ForgeError, Refused
-from forgectl.layout import Layout, fsync_directory, made_whole, walk
+from forgectl.layout import Layout, fsync, fsync_tree, made_whole, walk
 
 BUILD_USER = "forge-build"
 
@@ -73,9 +73,9 @@ def build(layout: Layout, lock: Path, group: int) -> str:
                 "(uv pip compile --generate-hashes), or check the package index of this host"
             ) from error
         seal(folder, group)
-        systemd.run("sync", "--file-system", str(folder))
+        fsync_tree(folder)
         (folder / ".complete").touch(mode=0o444)
-        fsync_directory(folder)
+        fsync(folder)
     return venv
 
 
