@@ -90,6 +90,8 @@ def run(part: Part) -> tuple[int, int]:
     print(f"{part.name} ...", flush=True)
     began = time.monotonic()
     environment = os.environ | {"DISTRO": part.distribution, "NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1"}
+    # pytest cuts the reason of a failure in its summary to the width of the terminal.
+    environment["COLUMNS"] = "240"
     if part.options:
         environment["PYTEST_ADDOPTS"] = part.options
     with part.log.open("w") as log:

@@ -18,6 +18,9 @@ import pytest
 import requests
 from testinfra.host import Host
 
+# Their assertions say what they found, as those of the tests do.
+pytest.register_assert_rewrite("forge_events", "forge_runbook", "forge_search", "forge_traces", "forge_vault")
+
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 PODMAN = PROJECT / "molecule" / "shared" / "podman"
 CONTAINER = f"forge-{os.environ['MOLECULE_SCENARIO_NAME']}-vm"
