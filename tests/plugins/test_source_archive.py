@@ -15,15 +15,15 @@ from sources import write
 ROOT = Path(__file__).resolve().parents[2]
 ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 
+from ansible.module_utils.forge.source_archive import KEPT_ARCHIVES, MODIFIED, build, location, pack  # noqa: E402
 from ansible.module_utils.forge.source_files import SourceError, list_files  # noqa: E402
-from source_archive import KEPT_ARCHIVES, MODIFIED, build, location, pack  # noqa: E402
 
 
 def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@example.com", *arguments], cwd=folder, check=True)
 
 
-def test_the_module_as_a_task_runs_it(tmp_path: Path) -> None:
+def test_the_action_as_a_task_runs_it(tmp_path: Path) -> None:
     """It never reports a change, and check mode names the same digest without writing."""
     source, cache = write(tmp_path / "shop"), tmp_path / "cache"
     arguments = json.dumps({"source": str(source), "cache_dir": str(cache)})

@@ -1,53 +1,10 @@
-#!/usr/bin/python
-"""Pack the source folder of an app into an archive whose digest depends on nothing but its content."""
+"""Pack the source folder of an app into an archive whose digest depends on nothing but its content.
+
+An uncompressed tar archive with sorted names and fixed times, owners and modes. It is not compressed because the bytes
+that zlib produces differ between its versions, and the digest names the release.
+"""
 
 from __future__ import annotations
-
-DOCUMENTATION = r"""
-module: source_archive
-short_description: Pack the source folder of an app, the same bytes for the same content
-description:
-  - Writes an uncompressed tar archive with sorted names and fixed times, owners and modes.
-    It is not compressed because the bytes that zlib produces differ between its versions, and the digest names the
-    release.
-  - Inside a git work tree it packs what git tracks and what it does not ignore; elsewhere every file.
-    Caches, virtual environments and files named C(.env*) never get in.
-  - Runs on the control machine. The archive is a cache there and no state of a host, so the module never reports a
-    change.
-options:
-  source:
-    description: Folder to pack.
-    type: path
-    required: true
-  cache_dir:
-    description: Folder for the archives, named by their digest. The newest 20 stay.
-    type: path
-    required: true
-"""
-
-EXAMPLES = r"""
-- name: Pack the source
-  source_archive:
-    source: "{{ item.source_path }}"
-    cache_dir: "{{ playbook_dir }}/../.cache/sources"
-  delegate_to: localhost
-  become: false
-"""
-
-RETURN = r"""
-digest:
-  description: SHA-256 of the archive, 64 hexadecimal digits.
-  type: str
-path:
-  description: The archive; in check mode the path that it would have.
-  type: str
-files:
-  description: Number of files in it.
-  type: int
-bytes:
-  description: Size of the archive in bytes.
-  type: int
-"""
 
 import hashlib
 import io
@@ -60,7 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.forge.source_files import SourceError, list_files
 
 KEPT_ARCHIVES = 20
@@ -178,30 +134,3 @@ def build(source: Path, cache: Path) -> Archive:
         for old in sorted(archives, key=lambda entry: entry.stat().st_mtime, reverse=True)[KEPT_ARCHIVES:]:
             old.unlink()
     return archive
-
-
-def main() -> None:
-    """Run as an Ansible module."""
-    module = AnsibleModule(
-        argument_spec={
-            "source": {"type": "path", "required": True},
-            "cache_dir": {"type": "path", "required": True},
-        },
-        supports_check_mode=True,
-    )
-    source, cache = Path(module.params["source"]), Path(module.params["cache_dir"])
-    if not source.is_dir():
-        module.fail_json(msg=f"expected a folder at {source}; found none; correct `source`")
-    try:
-        archive = pack(source) if module.check_mode else build(source, cache)
-    except SourceError as error:
-        module.fail_json(msg=str(error))
-    except OSError as error:
-        module.fail_json(msg=f"expected to write into {cache}; found: {error.strerror}; make it writable for this user")
-    else:
-        path = str(location(cache, archive))
-        module.exit_json(changed=False, digest=archive.digest, path=path, files=archive.files, bytes=archive.size)
-
-
-if __name__ == "__main__":
-    main()
