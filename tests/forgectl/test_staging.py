@@ -91,8 +91,8 @@ def test_a_staged_release_is_whole_and_read_only(layout: Layout, source: Path) -
 
 def test_everybody_may_read_the_static_folders_of_a_release_and_nothing_else(layout: Layout, tmp_path: Path) -> None:
     layout.description.write_text(f'static = ["dist/assets"]\n{describe()}')
-    assets = {name: "x" for name in ("app.1a.js", "deep/b.css", ".env", ".git/config", "tool.py", "tool.pyc")}
-    members = {"requirements.txt": "x==1\n", "main.py": "x", "dist/other.js": "x"}
+    assets = dict.fromkeys(("app.1a.js", "deep/b.css", ".env", ".git/config", "tool.py", "tool.pyc"), "x")
+    members: dict[str, str | bytes] = {"requirements.txt": "x==1\n", "main.py": "x", "dist/other.js": "x"}
     members |= {f"dist/assets/{name}": content for name, content in assets.items()}
     path = archive(tmp_path / "static.tar", members, {"dist/assets/link.js": "../../main.py"})
     folder = layout.releases / stage(layout, path).id

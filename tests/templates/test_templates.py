@@ -535,7 +535,7 @@ def test_limits_are_the_apps(rendered: Path) -> None:
 
 
 def test_a_body_is_measured_wherever_it_is_read(rendered: Path) -> None:
-    """Each way out of a location with a limit of its own leads to one with the same limit, and errors keep their form."""
+    """Each way out of a location with a limit of its own leads to one with the same, and errors keep their form."""
     _, tls = servers(rendered, "changed")
     for path, limit in (("/v1/small", "1k"), ("/v1/uploads", "20480k")):
         for words in (("=", path), (f"{path}/",)):

@@ -119,8 +119,8 @@ class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One app of this host.
 
     A new slot is watched for `watch_seconds` after the cutover; a slot is recycled after `recycle_after_hours`, or
-    when its own memory is above `recycle_memory_percent` of its limit (0: never). `static` are the folders of the source
-    that Nginx serves.
+    when its own memory is above `recycle_memory_percent` of its limit (0: never). `static` are the folders of the
+    source that Nginx serves.
     """
 
     name: Name
