@@ -50,6 +50,9 @@ def test_under_attack(host: Host, client: httpx.Client, runbooks: Runbooks) -> N
 
     before = host.check_output("cat /etc/nginx/denied.conf /run/nginx.pid")
     assert until(lambda: status(client, ATTACKER) == 200, 25)
+    with pytest.raises(AssertionError, match="invalid network"):
+        runbooks.follow(PAGE, "Block an address", {"address": f"{ATTACKER}0"})
+    assert host.check_output("cat /etc/nginx/denied.conf /run/nginx.pid") == before
     runbooks.follow(PAGE, "Block an address", {"address": ATTACKER})
     assert until(lambda: status(client, ATTACKER) == 0, 10)
     runbooks.follow(PAGE, "See that it is blocked", {"address": ATTACKER})
