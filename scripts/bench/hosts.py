@@ -177,7 +177,7 @@ def start_vault(distribution: str) -> None:
 
 
 def write_inventory(host: Host, source: Path) -> None:
-    """Write the inventory of this project's host: all settings but one at their defaults."""
+    """Write the inventory of this project's host: all settings but two at their defaults."""
     control = json.loads((STATE / "vault" / "control.json").read_text())
     variables = {
         "base_package_index_url": package_index(),
@@ -194,6 +194,13 @@ def write_inventory(host: Host, source: Path) -> None:
                 "python_path": "src",
                 # So that the old slot is warm yet when the bench rolls back, however busy the machine is.
                 "watch_seconds": 40,
+                # And so that Nginx measures its way to the app, and not what one client may have of it.
+                "client_limits": {
+                    "requests_per_second": 100_000,
+                    "burst": 1_000_000,
+                    "concurrent_requests": 10_000,
+                    "streams": 1000,
+                },
                 "secrets": {
                     "role_id": control["role_ids"]["inbox"]["app"],
                     "variables": {"FORGE_SIGNING_KEY": "signing_key", "FORGE_DATABASE_PASSWORD": "database_password"},

@@ -87,6 +87,7 @@ def test_the_swap_never_leaves_a_gap(layout: Layout) -> None:
         asking.join()
     assert statuses == {200, 201}
     assert layout.live_slot() == "green"
+    assert layout.live_files.readlink() == layout.slots / "green"
     assert str(layout.live.readlink()) == "green.sock"  # relative: the folder may be seen under another path
 
 

@@ -89,6 +89,29 @@ def test_a_staged_release_is_whole_and_read_only(layout: Layout, source: Path) -
     assert not list(layout.releases.glob(".*"))
 
 
+def test_everybody_may_read_the_static_folders_of_a_release_and_nothing_else(layout: Layout, tmp_path: Path) -> None:
+    layout.description.write_text(f'static = ["dist/assets"]\n{describe()}')
+    assets = dict.fromkeys(("app.1a.js", "deep/b.css", ".env", ".git/config", "tool.py", "tool.pyc"), "x")
+    members: dict[str, str | bytes] = {"requirements.txt": "x==1\n", "main.py": "x", "dist/other.js": "x"}
+    members |= {f"dist/assets/{name}": content for name, content in assets.items()}
+    path = archive(tmp_path / "static.tar", members, {"dist/assets/link.js": "../../main.py"})
+    folder = layout.releases / stage(layout, path).id
+    modes = {str(each.relative_to(folder)): each.stat().st_mode for each in folder.rglob("*") if not each.is_symlink()}
+    readable = {name for name, mode in modes.items() if mode & 0o004}
+    assert readable == {f"source/dist/assets{name}" for name in ("", "/app.1a.js", "/deep", "/deep/b.css")}
+    # On the way there, and nowhere else.
+    assert {name for name, mode in modes.items() if mode & 0o007 == 0o001} == {"source", "source/dist"}
+    assert folder.stat().st_mode & 0o777 == 0o551
+    assert not any(mode & 0o222 for mode in modes.values())
+
+
+def test_a_static_folder_that_is_not_there_is_refused(layout: Layout, source: Path) -> None:
+    layout.description.write_text(f'static = ["dist"]\n{describe()}')
+    with pytest.raises(Refused, match="expected the static folder dist in the source; found none"):
+        stage(layout, source)
+    assert list(layout.releases.iterdir()) == []
+
+
 def test_a_release_is_on_the_disk_before_it_has_its_name(
     layout: Layout, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,10 @@ CHANGED: dict[str, Any] = {
     "tasks_max": 99,
     "request_timeout": 130,
     "max_body_kib": 5,
+    "body_limits": {"/v1/uploads": 20480, "/v1/small/": 1},
+    "client_limits": {"requests_per_second": 7, "burst": 8, "concurrent_requests": 9, "streams": 4},
+    "content_security_policy": "default-src 'self'; report-to \"x\" y",
+    "static": {"/assets/": "dist/assets"},
     "health_path": "/live",
     "ready_path": "/able",
     "metrics_path": "/numbers",
@@ -102,7 +106,7 @@ FILES = {
         "app@.socket",
         "forge-rotate@.timer",
     ],
-    "nginx": ["site.conf"],
+    "nginx": ["nginx.conf", "default.conf", "site.conf"],
 }
 PLAY = """
 - hosts: all
@@ -134,6 +138,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = write(folder / "shop")
     (source / "locks").mkdir()
     (source / "locks/production.txt").write_text((source / "requirements.txt").read_text())
+    (source / "dist/assets").mkdir(parents=True)
     release = platform.freedesktop_os_release()
     variables: dict[str, Any] = {}
     for role in ("secrets", "nginx", "base", "nginx", "app", "forgectl"):
@@ -161,6 +166,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "pretended": {"distribution": "Debian", "distribution_version": "12"},
             "nginx_ipv6": False,
             "nginx_hsts_seconds": 0,
+            "nginx_tls_profile": "modern",
             "secrets_kv_mount": "kv",
             "secrets_approle_mount": "machines",
             "secrets_database_mount": "databases",
@@ -169,6 +175,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "secrets_rotation_minutes": 60,
         },
     }
+    # Preflight would refuse it of a machine that is no Debian 13, and leaves what depends on its own facts alone.
+    hosts["quic"] = {**hosts["plain"], "nginx_http3": "{{ forge_host.distribution_version == '13' }}"}
     hosts["sealed"] = {**hosts["plain"], "apps": {"sealed": SEALED}, "secrets_source": "systemd_creds"}
     for name in hosts:
         (folder / name).mkdir()
@@ -220,10 +228,10 @@ def unit(rendered: Path, app: str, name: str) -> dict[str, list[str]]:
     return found
 
 
-def blocks(rendered: Path, app: str) -> list[Any]:
+def blocks(rendered: Path, app: str, name: str = "site.conf") -> list[Any]:
     """Read a site as Nginx does: a list of directives, each its words and the block that follows, if any."""
-    text = re.sub(r"^\s*#.*$", "", (rendered / app / "site.conf").read_text(), flags=re.MULTILINE)
-    tokens = iter(re.findall(r"\"[^\"]*\"|'[^']*'|[{};]|[^\s{};]+", text))
+    text = re.sub(r"^\s*#.*$", "", (rendered / app / name).read_text(), flags=re.MULTILINE)
+    tokens = iter(re.findall(r"\"(?:\\.|[^\"])*\"|'[^']*'|[{};]|[^\s{};]+", text))
 
     def read() -> list[Any]:
         directives: list[Any] = []
@@ -296,6 +304,7 @@ def test_description_of_a_changed_app(rendered: Path) -> None:
         "FLAG": "false",
     }
     assert (app.secrets.path, app.secrets.kv_mount, app.secrets.approle_mount) == ("team/changed", "kv", "machines")
+    assert app.static == ["dist/assets"]
     assert app.secrets.variables == {"KEY_ONE": "one", "KEY_TWO": "two"}
     assert (app.secrets.bound_cidrs, app.secrets.retry_seconds) == (["192.0.2.10/32"], 7)
     assert app.secrets.rotation is not None
@@ -484,9 +493,10 @@ def test_site_hands_on_only_what_nginx_knows_itself(rendered: Path, name: str) -
     assert not [
         words for body in locations.values() for words, _ in body if words[0] in ("proxy_set_header", "add_header")
     ]
-    metrics = locations["/metrics" if name == "plain" else "/numbers"]
-    assert values(metrics, "allow") == [["127.0.0.1"], ["::1"]]
-    assert values(metrics, "deny") == [["all"]]
+    path = "/metrics" if name == "plain" else "/numbers"
+    for metrics in (locations[path], locations[f"{path}/"]):
+        assert values(metrics, "allow") == [["127.0.0.1"], ["::1"]]
+        assert values(metrics, "deny") == [["all"]]
 
 
 @pytest.mark.parametrize("name", ["plain", "changed"])
@@ -502,3 +512,82 @@ def test_nginx_reaches_the_live_socket_and_no_other(rendered: Path, name: str) -
     assert set(targets) == {f"http://forge_{name}", f"http://forge_{name}$forge_pool"}
     (listener,) = unit(rendered, name, "app@.socket")["ListenStream"]
     assert Path(listener).parent == Path(f"/run/{name}")
+
+
+def location(tls: list[Any], *words: str) -> list[Any]:
+    """Return the block of a location."""
+    (found,) = [body for name, body in tls if name == ["location", *words]]
+    return list(found)
+
+
+def test_limits_are_the_apps(rendered: Path) -> None:
+    """Each app has zones of its own, and streams are not among the other requests."""
+    zones = values(blocks(rendered, "changed"), "limit_req_zone") + values(
+        blocks(rendered, "changed"), "limit_conn_zone"
+    )
+    assert {zone[0] for zone in zones} == {"$forge_client"}
+    assert zones[0][1:] == ["zone=forge_changed_requests:10m", "rate=7r/s"]
+    _, tls = servers(rendered, "changed")
+    assert values(tls, "limit_req") == [["zone=forge_changed_requests", "burst=8", "nodelay"]]
+    assert values(tls, "limit_conn") == [["forge_changed_concurrent", "9"]]
+    for name in ("@forge_stream", "@forge_stream_1", "@forge_stream_2"):
+        assert values(location(tls, name), "limit_conn") == [["forge_changed_streams", "4"]]
+
+
+def test_a_body_is_measured_wherever_it_is_read(rendered: Path) -> None:
+    """Each way out of a location with a limit of its own leads to one with the same, and errors keep their form."""
+    _, tls = servers(rendered, "changed")
+    for path, limit in (("/v1/small", "1k"), ("/v1/uploads", "20480k")):
+        for words in (("=", path), (f"{path}/",)):
+            body = location(tls, *words)
+            assert values(body, "client_max_body_size") == [[limit]]
+            pages = values(body, "error_page")
+            assert [page for page in values(tls, "error_page") if page[0] not in ("418", "419", "420")] == pages[3:]
+            for status, name in zip(("418", "419", "420"), pages[:3], strict=True):
+                assert name[0] == status
+                assert values(location(tls, name[2]), "client_max_body_size") == [[limit]]
+    assert not [words for words, _ in servers(rendered, "plain")[1] if words[-1].endswith(("_1", "/v1/small"))]
+
+
+def test_static_files_come_from_the_live_release_first(rendered: Path) -> None:
+    """Then from the slots, none of them through a symlink of its own."""
+    _, tls = servers(rendered, "changed")
+    names = [("^~", "/assets/"), ("@forge_static_1_blue",), ("@forge_static_1_green",)]
+    bodies = [location(tls, *words) for words in names]
+    folders = ["/run/changed/live", "/srv/changed/slots/blue", "/srv/changed/slots/green"]
+    assert [values(body, "root") for body in bodies] == [[[f"{folder}/source/dist/assets"]] for folder in folders]
+    assert [values(body, "try_files")[0][1] for body in bodies] == [names[1][0], names[2][0], "=404"]
+    assert all(values(body, "disable_symlinks") == [["on", "from=$document_root"]] for body in bodies)
+
+
+def test_policy_reaches_nginx_as_it_was_written(rendered: Path) -> None:
+    """Quotes and all."""
+    (policy,) = [body for words, body in blocks(rendered, "changed") if words[0] == "map"]
+    assert policy[0][0] == ["", "default-src 'self'; report-to \\\"x\\\" y"]
+
+
+def test_tls_is_mozillas_profile(rendered: Path) -> None:
+    """TLS 1.2 and 1.3, or 1.3 alone; hybrid key exchange where OpenSSL has it; no tickets, no stapling."""
+    (plain,) = [body for words, body in blocks(rendered, "plain", "nginx.conf") if words == ["http"]]
+    (changed,) = [body for words, body in blocks(rendered, "changed", "nginx.conf") if words == ["http"]]
+    assert values(plain, "ssl_protocols") == [["TLSv1.2", "TLSv1.3"]]
+    assert values(changed, "ssl_protocols") == [["TLSv1.3"]]
+    assert len(values(plain, "ssl_ciphers")[0][0].split(":")) == 6
+    assert values(changed, "ssl_ciphers") == []
+    assert values(plain, "ssl_ecdh_curve") == [["X25519MLKEM768:X25519:prime256v1:secp384r1"]]
+    assert values(changed, "ssl_ecdh_curve") == [["X25519:prime256v1:secp384r1"]]
+    for http in (plain, changed):
+        assert values(http, "ssl_session_tickets") == [["off"]]
+        assert values(http, "ssl_stapling") == []
+
+
+def test_http3_is_asked_for(rendered: Path) -> None:
+    """Where it is: sockets for all sites, and a header that tells clients of it."""
+    default, site = ((rendered / "quic" / name).read_text() for name in ("default.conf", "site.conf"))
+    assert default.count(" quic reuseport default_server;") == 2
+    assert site.count(" quic;") == 2
+    assert "add_header Alt-Svc $forge_alt_svc always;" in site
+    (http,) = [body for words, body in blocks(rendered, "quic", "nginx.conf") if words == ["http"]]
+    (advertised,) = [body for words, body in http if words[-1] == "$forge_alt_svc"]
+    assert advertised[0][0][1] == r"h3=\":443\"; ma=3600"
+    assert not any("quic" in (rendered / "plain" / name).read_text() for name in ("default.conf", "site.conf"))

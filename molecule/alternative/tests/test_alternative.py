@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import httpx
 import pytest
 import yaml
 from forge_scenario import Status, until
+from forge_wire import tls, trust
 from testinfra.host import Host
 
 STATE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
@@ -29,6 +31,8 @@ NOT_OVERRIDDEN = {
     "metrics_path": "fixed by the app",
     "lock": "the app has one",
     "module": "the app has one",
+    "static": "the app has none; scenario edge",
+    "nginx_http3": "Debian 12 has none; scenario edge",
     "secrets_source": "the other one is in scenario secrets",
     "secrets_database_mount": "there is no other database server",
     "apps.database.vault_role": "there is no other database server",
@@ -88,11 +92,31 @@ def test_edge(host: Host, client: httpx.Client) -> None:
     """No HSTS, no IPv6, the smaller body; and the client is whom the load balancer names."""
     answer = client.get("/health", headers={"X-Real-IP": "192.0.2.7"})
     assert "strict-transport-security" not in answer.headers
+    assert answer.headers["content-security-policy"] == "default-src 'self'"
     assert client.post("/v1/events", content=b" " * 65 * 1024).status_code == 413
+    assert client.post("/v1/large", content=b" " * 65 * 1024).status_code == 404
     assert not host.socket("tcp://:::443").is_listening
     assert host.socket("tcp://0.0.0.0:443").is_listening
     entry = host.check_output("grep %s /var/log/nginx/inbox.json", answer.headers["x-request-id"])
     assert '"client":"192.0.2.7"' in entry
+
+
+def test_limits_of_a_client(client: httpx.Client) -> None:
+    """The second stream is one too many, and only for the same client."""
+    stream = {"Accept": "text/event-stream", "X-Real-IP": "192.0.2.8"}
+    with client.stream("GET", "/v1/events/stream", headers=stream) as first:
+        assert first.status_code == 200
+        assert client.get("/v1/events/stream", headers=stream).status_code == 429
+        with client.stream("GET", "/v1/events/stream", headers=stream | {"X-Real-IP": "192.0.2.9"}) as other:
+            assert other.status_code == 200
+
+
+def test_modern_profile_knows_no_older_tls(host: Host) -> None:
+    """TLS 1.3 alone."""
+    context = trust()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"), tls(host, "events.example.org", context):
+        pass
 
 
 def test_app_runs_within_its_limits(host: Host, status: Status, live: str) -> None:

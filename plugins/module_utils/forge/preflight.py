@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import app_source, host, inventory_lint, lock, secrets_source, sizing, timeouts
+from . import app_source, edge, host, inventory_lint, lock, secrets_source, sizing, timeouts
 from .connections import Demand, Server
 from .problems import Problem
 from .specs import Options, read_options, read_roles, validate
@@ -109,6 +109,8 @@ def examine(inventory: Inventory, probe: Mapping[str, Any] | None, settings: Set
         settings.memory_minimum_mib,
         settings.ports,
     )
+    http3 = inventory.values.get("nginx_http3")
+    outcome.problems += edge.http3_problems(http3, host.distribution(probe), str(probe["distribution_version"]))
     if outcome.problems:
         # Budgets over entries that are not valid would only repeat what is wrong with these, except where all are.
         complete = {name: entry for name, entry in entries.items() if _is_sized(entry)}
@@ -239,7 +241,7 @@ def _entry(name: str, entry: Mapping[str, Any]) -> list[Problem]:
     database = entry.get("database")
     if isinstance(database, Mapping):
         problems += _database(database, f"{where}.database")
-    return problems
+    return problems + edge.entry_problems(entry, where)
 
 
 def _database(database: Mapping[str, Any], where: str) -> list[Problem]:
@@ -302,6 +304,7 @@ def _source(name: str, entry: Mapping[str, Any], root: Path, target: lock.Target
         return []
     where, source = f"apps.{name}", source_path(entry, root)
     problems = app_source.check(source, entry["module"], entry["python_path"], where)
+    problems += edge.source_problems(entry, source, where) if source.is_dir() else []
     if source.is_dir() and target is not None:
         problems += lock.check(source, entry["lock"], target, where)
     return problems

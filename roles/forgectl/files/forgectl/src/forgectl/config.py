@@ -7,6 +7,8 @@ import msgspec
 
 from forgectl.errors import Refused
 
+# Inside the source, no part of it hidden.
+Folder = Annotated[str, msgspec.Meta(pattern=r"^[^/.][^/]*(/[^/.][^/]*)*$")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
 Role = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,62}$")]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -117,7 +119,8 @@ class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One app of this host.
 
     A new slot is watched for `watch_seconds` after the cutover; a slot is recycled after `recycle_after_hours`, or
-    when its own memory is above `recycle_memory_percent` of its limit (0: never).
+    when its own memory is above `recycle_memory_percent` of its limit (0: never). `static` are the folders of the
+    source that Nginx serves.
     """
 
     name: Name
@@ -136,6 +139,7 @@ class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     recycle_after_hours: Annotated[float, msgspec.Meta(ge=0)] = 168
     recycle_memory_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] = 80
     settings: dict[Variable, str] = {}
+    static: list[Folder] = []
     migration: Migration | None = None
     database: Database | None = None
 

@@ -32,6 +32,8 @@ class Layout:
         self.cache = root / "var/cache/forge" / name
         self.sockets = root / "run" / name
         self.live = self.sockets / "live.sock"
+        # Where Nginx looks for static files first.
+        self.live_files = self.sockets / "live"
         # Only of an app whose database user Vault leases.
         self.lease_template = self.units / f"{name}-lease@.service"
         # While it exists, Nginx answers with the maintenance page.

@@ -162,7 +162,11 @@ def wait_ready(layout: Layout, slot: str, limit: float) -> float:
 
 
 def swap(layout: Layout, slot: str) -> None:
-    """Send all new connections to a slot: one atomic rename, and Nginx is none the wiser."""
+    """Send all new connections to a slot: one atomic rename, and Nginx is none the wiser.
+
+    Its static files come first: a page of the new release must not find those of the old one under their names.
+    """
+    replace_symlink(layout.live_files, str(layout.slots / slot))
     replace_symlink(layout.live, f"{slot}.sock")
 
 

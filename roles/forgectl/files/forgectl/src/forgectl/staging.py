@@ -4,6 +4,7 @@ import compileall
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import tarfile
 import zlib
@@ -24,6 +25,8 @@ from forgectl.state import now
 
 # What a release is made of beside its source and settings.toml.
 INPUTS = ("gunicorn.conf.py", "slot.conf", "forge_worker.py")
+# What Nginx never serves, wherever it lies; its configuration says so as well.
+CODE = re.compile(r"\.py[a-z]?$")
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -109,10 +112,33 @@ def stage(
         record = Record(name, digest, source_digest, environment, now(), person(), heads, tree)
         (incomplete / "release.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
         venv.seal(incomplete, group)
+        for folder in app.static:
+            publish(incomplete, incomplete / "source" / folder)
         fsync_tree(incomplete)
         incomplete.rename(layout.releases / name)
         fsync(layout.releases)
     return record
+
+
+def publish(release: Path, folder: Path) -> None:
+    """Let everybody, and so Nginx, read a sealed folder of a release, and nothing else in it.
+
+    A file that is hidden, or code, stays as it is; so does what a link leads to.
+
+    Raises:
+        Refused: there is no such folder.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        raise Refused(f"expected the static folder {folder.name} in the source; found none; build it, or mend `static`")
+    for above in (folder, *folder.parents):
+        above.chmod(0o551)
+        if above == release:
+            break
+    for path in walk(folder):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_symlink() or hidden or CODE.search(path.name) or path.name == "__pycache__":
+            continue
+        path.chmod(0o555 if path.is_dir() else 0o444)
 
 
 def check_intact(layout: Layout, record: Record) -> None:

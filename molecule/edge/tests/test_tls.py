@@ -1,0 +1,97 @@
+"""TLS as Mozilla's intermediate profile has it, and HTTP/3."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+
+import httpx
+import pytest
+from forge_scenario import playbook
+from forge_wire import address, tls, trust
+from testinfra.host import Host
+
+DOMAIN = "inbox.example.com"
+
+
+def tls12(ciphers: str = "ECDHE+AESGCM") -> ssl.SSLContext:
+    """A client that knows nothing newer than TLS 1.2."""
+    context = trust()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(ciphers)
+    return context
+
+
+def openssl(host: Host, *options: str) -> str:
+    """Connect on the host itself with OpenSSL's client, which may know more than Python's."""
+    command = f"openssl s_client -connect 127.0.0.1:443 -servername {DOMAIN} {' '.join(options)} < /dev/null 2>&1"
+    return str(host.run(command).stdout)
+
+
+def test_what_a_client_of_tls_12_gets(host: Host) -> None:
+    """Forward secrecy and AEAD, and whichever of them the client likes best; nothing else."""
+    for wanted in ("ECDHE-ECDSA-CHACHA20-POLY1305", "ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-AES128-GCM-SHA256"):
+        with tls(host, DOMAIN, tls12(wanted)) as connection:
+            assert connection.cipher() == (wanted, "TLSv1.2", 256 if "128" not in wanted else 128)
+    for unwanted in ("ECDHE-ECDSA-AES128-SHA", "ECDHE-ECDSA-AES128-SHA256", "ECDHE-ECDSA-AES128-CCM"):
+        with pytest.raises(ssl.SSLError, match="HANDSHAKE_FAILURE"), tls(host, DOMAIN, tls12(unwanted)):
+            pass
+
+
+@pytest.mark.parametrize(("group", "agreed"), [("prime256v1", True), ("secp384r1", True), ("secp521r1", False)])
+def test_groups(host: Host, group: str, agreed: bool) -> None:
+    """Those of the profile and no other."""
+    context = trust()
+    context.set_ecdh_curve(group)
+    if agreed:
+        with tls(host, DOMAIN, context) as connection:
+            assert connection.version() == "TLSv1.3"
+        return
+    with pytest.raises(ssl.SSLError, match="HANDSHAKE_FAILURE"), tls(host, DOMAIN, context):
+        pass
+
+
+def test_key_exchange_withstands_quantum_computers_where_openssl_can(host: Host) -> None:
+    """Debian 13's OpenSSL has the hybrid group, Debian 12's does not."""
+    if host.system_info.release.startswith("12"):
+        assert "X25519" in openssl(host, "-groups", "X25519")
+        return
+    assert "Negotiated TLS1.3 group: X25519MLKEM768" in openssl(host)
+
+
+def test_sessions_are_resumed_without_tickets(host: Host) -> None:
+    """From Nginx's memory: there is no key that would have to be changed."""
+    context = tls12()
+    with tls(host, DOMAIN, context) as first:
+        session = first.session
+        assert session is not None
+        assert (session.has_ticket, bool(session.id)) == (False, True)
+        assert not first.session_reused
+    raw = socket.create_connection((address(host), 443), timeout=10)
+    with context.wrap_socket(raw, server_hostname=DOMAIN, session=session) as second:
+        assert second.session_reused
+
+
+def test_nothing_is_stapled(host: Host) -> None:
+    """No client waits for what its CA may not have."""
+    assert "OCSP response: no response sent" in openssl(host, "-status")
+
+
+def test_http3(host: Host, client: httpx.Client) -> None:
+    """Told of, and there, where the distribution's Nginx has it; refused before anything changes where not."""
+    answer = client.get("/health")
+    if host.system_info.release.startswith("12"):
+        assert "alt-svc" not in answer.headers
+        assert not host.socket("udp://0.0.0.0:443").is_listening
+        refused = playbook("--extra-vars", json.dumps({"nginx_http3": True}))
+        assert refused.returncode == 2
+        assert "1. nginx_http3" in refused.stdout
+        assert "changed=0" in refused.stdout
+        return
+    assert answer.headers["alt-svc"] == 'h3=":443"; ma=3600'
+    ask = f"curl --silent --show-error --insecure --http3-only --resolve {DOMAIN}:443:127.0.0.1"
+    said = host.check_output(f"{ask} --write-out '%%{{http_version}} %%{{http_code}}' https://{DOMAIN}/health")
+    assert said.endswith("3 200"), said
+    metrics = f"{ask} --output /dev/null --write-out '%%{{http_code}}' https://{DOMAIN}/no-such-page"
+    assert host.check_output(metrics) == "404"
