@@ -154,9 +154,14 @@ def mistakes(
     ours, leaf = public_bytes(key.public_key()), chain[0]
     if public_bytes(leaf.public_key()) != ours:
         place = [n for n, each in enumerate(chain) if public_bytes(each.public_key()) == ours]
-        found = f"its certificate is number {place[0] + 1} of the file" if place else "the key of another certificate"
-        do = "put the server's certificate first" if place else "give it the key that the certificate was made for"
-        yield Mistake("key", f"the key of the first certificate ({subject(leaf)})", found, do)
+        expected = f"the key of the first certificate ({subject(leaf)})"
+        if place:
+            # What follows would be about a certificate of the CA.
+            found = f"its certificate is number {place[0] + 1} of the file"
+            yield Mistake("key", expected, found, "put the server's certificate first")
+            return
+        do = "give it the key that the certificate was made for"
+        yield Mistake("key", expected, "the key of another certificate", do)
     for signed, signer in itertools.pairwise(chain):
         if signed.issuer != signer.subject:
             found = f"{subject(signed)} is followed by {subject(signer)}"
