@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from forge_certificates import Places, der, is_placeholder, main, mistakes, now, read_chain, read_ours
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
-from pairs import certificate, pem
+from pairs import Key, certificate, pem
 
 DIRECTORY = "https://acme.example.com/directory"
 SHOP = ("shop.example.com", "www.shop.example.com")
@@ -53,9 +53,7 @@ class Machine:
         self.lineage(name, key, tuple(options["--domains"].split(",")), options["--server"])
         return 0, "Successfully received certificate."
 
-    def lineage(
-        self, name: str, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, names: tuple[str, ...], server: str
-    ) -> None:
+    def lineage(self, name: str, key: Key, names: tuple[str, ...], server: str) -> None:
         """Write what certbot keeps."""
         chain = certificate(name, key, names, begins=-self.age, ends=self.lives - self.age)
         root = self.places.certbot
@@ -76,8 +74,8 @@ class Machine:
     ) -> tuple[int, str]:
         """Run a program."""
         self.calls.append([*command])
-        self.environment = dict(environment or {})
         if command[0] == "certbot":
+            self.environment = dict(environment or {})
             return self.certbot([*command[1:]])
         if command[1] == "is-active":
             return (0 if self.running else 3), ""
@@ -138,11 +136,13 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return made
 
 
-def provide(machine: Machine, name: str, **options: timedelta) -> None:
+def provide(
+    machine: Machine, name: str, begins: timedelta = timedelta(days=-1), ends: timedelta = timedelta(days=90)
+) -> None:
     """What Ansible does for the sources other than an ACME server."""
     key = curve()
     (machine.places.tls / f"{name}.key").write_bytes(pem(key))
-    (machine.places.tls / f"{name}.pem").write_bytes(certificate(name, key, NAMES[name], **options))
+    (machine.places.tls / f"{name}.pem").write_bytes(certificate(name, key, NAMES[name], begins=begins, ends=ends))
     for kind in ("key", "pem"):
         (machine.places.tls / f"{name}.{kind}").chmod(0o600)
 
@@ -155,7 +155,6 @@ def test_first_issuance(machine: Machine, capsys: pytest.CaptureFixture[str]) ->
     machine.start()
     assert machine.do("renew") == 0
     assert machine.asked() == ["shop", "blog"]
-    assert machine.environment == {}
     assert machine.reloads() == 1
     for name, names in NAMES.items():
         assert [*mistakes(machine.live(name), machine.live(name), names, now())] == []
@@ -176,6 +175,7 @@ def test_what_certbot_is_asked_for(machine: Machine) -> None:
         "--webroot-path": str(machine.places.webroot),
     }.items():
         assert command[command.index(option) + 1] == value
+    assert machine.environment == {"REQUESTS_CA_BUNDLE": "/ca.pem"}
     assert {"--non-interactive", "--agree-tos", "--register-unsafely-without-email"} <= set(command)
 
 
@@ -505,7 +505,7 @@ def test_no_description_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_programs_that_are_missing_or_hang() -> None:
     """Are errors with what to do."""
-    with pytest.raises(forge_certificates.Refused, match="run site.yml, which installs it"):
+    with pytest.raises(forge_certificates.Refused, match="run site[.]yml, which installs it"):
         forge_certificates.run(["no-such-program"], 1)
     with pytest.raises(forge_certificates.Refused, match="try again later"):
         forge_certificates.run(["sleep", "5"], 0.1)
