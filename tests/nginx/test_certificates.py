@@ -505,7 +505,7 @@ def test_no_description_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_programs_that_are_missing_or_hang() -> None:
     """Are errors with what to do."""
-    with pytest.raises(forge_certificates.Refused, match="run site[.]yml, which installs it"):
+    with pytest.raises(forge_certificates.Refused, match=r"run site\.yml, which installs it"):
         forge_certificates.run(["no-such-program"], 1)
     with pytest.raises(forge_certificates.Refused, match="try again later"):
         forge_certificates.run(["sleep", "5"], 0.1)
