@@ -474,10 +474,12 @@ class Certificates:
             except (OSError, ValueError, Refused) as error:
                 yield f"{name}: {self.config.source}, unreadable: {error}"
                 continue
+            present = names_of(leaf)
+            covered = [*(each for each in names if each in present), *(each for each in present if each not in names)]
             days = (not_after(leaf) - now()) / timedelta(days=1)
             state = "served" if served(names[0]) == der(leaf) else "NOT served"
             yield (
-                f"{name}: {self.config.source}, {', '.join(names_of(leaf))}, from {leaf.issuer.rfc4514_string()}, "
+                f"{name}: {self.config.source}, {', '.join(covered)}, from {leaf.issuer.rfc4514_string()}, "
                 f"until {shown(not_after(leaf))} ({days:.1f} days), {state}"
             )
 
