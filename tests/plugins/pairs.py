@@ -13,7 +13,7 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 NAMES = ("shop.example.com", "*.shop.example.com")
-VAULT_PASSWORD = "of-the-vault"
+VAULT_PASSWORD = "of-the-vault"  # pragma: allowlist secret
 CA = ec.generate_private_key(ec.SECP256R1())
 
 
