@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "roles/forgectl/files/forgectl/src"), str(ROOT / "tests/plugins")]
 
 from forge.specs import read_options  # noqa: E402
+from forge_certificates import Config  # noqa: E402
 from forgectl.config import App, decode  # noqa: E402
 from sources import write  # noqa: E402
 
@@ -102,7 +103,7 @@ FILES = {
         "app@.socket",
         "forge-rotate@.timer",
     ],
-    "nginx": ["site.conf"],
+    "nginx": ["site.conf", "certificates.toml"],
 }
 PLAY = """
 - hosts: all
@@ -170,6 +171,12 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     }
     hosts["sealed"] = {**hosts["plain"], "apps": {"sealed": SEALED}, "secrets_source": "systemd_creds"}
+    hosts["issued"] = {
+        **hosts["plain"],
+        "apps": {"issued": {**PLAIN, "domain": "issued.example.com", "aliases": ["www.issued.example.com"]}},
+        "nginx_tls_source": "acme",
+        "nginx_acme_email": "ops@example.com",
+    }
     for name in hosts:
         (folder / name).mkdir()
         shutil.copy(ROOT / "roles/app/files/forge_worker.py", folder / name)
@@ -502,3 +509,26 @@ def test_nginx_reaches_the_live_socket_and_no_other(rendered: Path, name: str) -
     assert set(targets) == {f"http://forge_{name}", f"http://forge_{name}$forge_pool"}
     (listener,) = unit(rendered, name, "app@.socket")["ListenStream"]
     assert Path(listener).parent == Path(f"/run/{name}")
+
+
+def test_acme_server_reaches_its_answers(rendered: Path) -> None:
+    """Through both ports; all else goes where it went."""
+    plain, tls = servers(rendered, "issued")
+    challenge = ["location", "^~", "/.well-known/acme-challenge/"]
+    for server in (plain, tls):
+        (body,) = [body for words, body in server if words == challenge]
+        assert values(body, "root") == [["/var/lib/forge-acme"]]
+    (other,) = [body for words, body in plain if words[0] == "location" and words != challenge]
+    assert values(other, "return") == [["308", "https://$host$request_uri"]]
+    assert not [words for words, _ in servers(rendered, "plain")[1] if words == challenge]
+
+
+def test_certificates_are_described(rendered: Path) -> None:
+    """As the program on the host reads it."""
+    issued, changed = (Config.read(rendered / name / "certificates.toml") for name in ("issued", "changed"))
+    assert issued.source == "acme"
+    assert issued.apps == {"issued": ["issued.example.com", "www.issued.example.com"]}
+    assert issued.directory == "https://acme-v02.api.letsencrypt.org/directory"
+    assert (issued.email, issued.ca_file, issued.key_type) == ("ops@example.com", "", "ecdsa")
+    assert (changed.source, changed.alert_days, changed.directory) == ("own_ca", 21, "")
+    assert changed.apps == {"changed": ["changed.example.com", "www.changed.example.com", "old.example.com"]}
