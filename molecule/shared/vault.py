@@ -84,6 +84,8 @@ class Mounts:
 
 
 KINDS = ("app", "migrate", "rotate")
+# Where the engine is that signs certificates through ACME.
+PKI = "pki"
 
 
 @dataclass(frozen=True)
@@ -275,12 +277,21 @@ class Server:
     """The container with the server, and the state that makes it usable again after a restart."""
 
     def __init__(
-        self, container: str, network: str, image: str, state: Path, *, number: int = 5, audit: bool = False
+        self,
+        container: str,
+        network: str,
+        image: str,
+        state: Path,
+        *,
+        number: int = 5,
+        audit: bool = False,
+        resolve: tuple[str, ...] = (),
     ) -> None:
         self.container = container
         self.network = network
         self.number = number
         self.audit = audit
+        self.resolve = resolve
         self.image = image
         self.certificates = Certificates(state)
         self.config_directory = state / "server"
@@ -329,6 +340,7 @@ class Server:
             *("--network", self.network, "--ip", self.address),
             # As a server that restarts: others need not find out that its address is another card's now.
             *("--mac-address", ":".join(["02", "42", *(f"{int(part):02x}" for part in self.address.split("."))])),
+            *(word for name in self.resolve for word in ("--add-host", name)),
             *("--cap-drop", "all", "--cap-add", "DAC_OVERRIDE", "--security-opt", "no-new-privileges"),
             *("--volume", f"{self.container}:/vault/data"),
             *("--volume", f"{self.config_directory}:/vault/config:ro"),
@@ -440,6 +452,33 @@ class Setup:
         self._control_token(token_file)
         return role_ids
 
+    def acme(self, url: str, root_file: Path) -> None:
+        """Have the PKI engine sign through ACME, for names below example.com, .net and .org; write its root down."""
+        if f"{PKI}/" not in self.client.sys.list_mounted_secrets_engines()["data"]:
+            config = {
+                "max_lease_ttl": "87600h",
+                "passthrough_request_headers": ["If-Modified-Since"],
+                "allowed_response_headers": ["Last-Modified", "Location", "Replay-Nonce", "Link"],
+            }
+            self.client.sys.enable_secrets_engine("pki", path=PKI, config=config)
+            self.client.write_data(f"{PKI}/config/cluster", data={"path": f"{url}/v1/{PKI}"})
+            self.client.write_data(
+                f"{PKI}/root/generate/internal", data={"common_name": "throwaway", "key_type": "ec", "ttl": "87600h"}
+            )
+            role = {
+                "allowed_domains": ["example.com", "example.net", "example.org"],
+                "allow_bare_domains": True,
+                "allow_subdomains": True,
+                "key_type": "any",
+                "ttl": "720h",
+            }
+            self.client.write_data(f"{PKI}/roles/acme", data=role)
+            policy = {"enabled": True, "default_directory_policy": "role:acme", "allowed_roles": ["acme"]}
+            self.client.write_data(f"{PKI}/config/acme", data=policy)
+            self.changed = True
+        root = self.client.read(f"{PKI}/cert/ca")["data"]["certificate"]
+        write_private(root_file, f"{root.strip()}\n")
+
     def _policy(self, name: str, wanted: str) -> None:
         try:
             present = self.client.sys.read_policy(name)["data"]["rules"]
@@ -513,6 +552,8 @@ def main() -> None:
 @click.option("--approle-mount", default="approle", show_default=True, help="Mount of the AppRole method.")
 @click.option("--prefix", default="forge", show_default=True, help="What names of AppRoles and paths begin with.")
 @click.option("--key", "keys", multiple=True, help="Key with a random value at each app's path; repeatable.")
+@click.option("--acme", is_flag=True, help="Sign certificates through ACME; writes acme-root.pem.")
+@click.option("--resolve", multiple=True, help="NAME:ADDRESS that the server knows; repeatable.")
 @click.option("--audit", is_flag=True, help="Log all that passes, secrets too, in /vault/data/wire.log.")
 def up(
     container: str,
@@ -525,6 +566,8 @@ def up(
     approle_mount: str,
     prefix: str,
     keys: tuple[str, ...],
+    acme: bool,
+    resolve: tuple[str, ...],
     audit: bool,
 ) -> None:
     """Bring the server up from whatever state it is in; a second run changes nothing.
@@ -532,13 +575,15 @@ def up(
     Prints one JSON object, the same as in control.json: address, ca_file, token_file, role_ids, changed.
     """
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    server = Server(container, network, image, state, number=number, audit=audit)
+    server = Server(container, network, image, state, number=number, audit=audit, resolve=resolve)
     started = server.start()
     root_token, opened = server.open()
     mounts = Mounts(kv_mount, approle_mount, prefix)
     kinds: dict[str, tuple[str, ...]] = dict.fromkeys(KINDS, ()) | {"app": ("signing_key", *keys)}
     identities = [Identity(mounts, app, kind, kinds[kind]) for app in apps for kind in kinds]
     setup = Setup(server.client(root_token), mounts, identities)
+    if acme:
+        setup.acme(server.url, state / "acme-root.pem")
     token_file = state / "control.token"
     result = {
         "address": server.url,

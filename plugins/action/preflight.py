@@ -8,6 +8,7 @@ verbosity, and an inventory that has to be refused may hold secrets.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -101,8 +102,20 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             raw=raw,
             values=values,
             hosts_of=_hosts_of(variables),
+            read=self._read,
         )
         return inventory, problems
+
+    def _read(self, path: Path) -> bytes:
+        """Return the content of a file of the control machine, decrypted where it is encrypted with ansible-vault."""
+        # As `copy` does; an OSError says more than the loader's own error.
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "there is no such file")
+        real = self._loader.get_real_file(str(path))
+        try:
+            return Path(real).read_bytes()
+        finally:
+            self._loader.cleanup_tmp_file(real)
 
     def _rendered(self, value: Any, where: str, problems: list[Problem], judge_later: bool) -> Any:
         """Return `value` as plain data, its templates filled in leaf by leaf, so that a mistake names its place."""

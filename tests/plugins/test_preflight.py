@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pairs import pairs
 from sources import LOCK, MANIFEST, PINS, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +34,8 @@ PLAY = """
       delegate_to: localhost
     # Listed so that what it requires is asked for; `never` keeps it from running.
     - role: secrets
+      tags: [never]
+    - role: nginx
       tags: [never]
 """
 
@@ -60,6 +63,21 @@ ENTRY: Change = {
     "python_path": "src",
     "secrets": {"role_id": "r", "variables": {"FORGE_SIGNING_KEY": "signing_key"}},
 }
+PAIR = "nginx_tls_certificates.shop"
+CERTIFICATE, KEY = "{{ tls }}/good.pem", "{{ tls }}/good.key"
+
+
+def acme(**variables: str) -> Change:
+    """Take certificates from an ACME server, with such variables of it."""
+    return {"nginx_tls_source": "acme", **{f"nginx_acme_{name}": value for name, value in variables.items()}}
+
+
+def files(certificate: str, key: str, more: Change | None = None) -> Change:
+    """Bring a certificate and a key along, each by its name in the fixture `facts`."""
+    pair = {"certificate": f"{{{{ tls }}}}/{certificate}.pem", "key": f"{{{{ tls }}}}/{key}.key"}
+    return {"nginx_tls_source": "files", "nginx_tls_certificates": {"shop": pair, **(more or {})}}
+
+
 # Input: what is changed, and where, what was expected, what was found, what to do.
 REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
     "no domain": (
@@ -107,7 +125,7 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
     ),
     "wrong choice": (
         {"nginx_tls_source": "acme2"},
-        ("nginx_tls_source", "a string, one of own_ca, files", "a string: acme2", "give it a string, one of"),
+        ("nginx_tls_source", "a string, one of own_ca, files, acme", "a string: acme2", "give it a string, one of"),
     ),
     "out of range": (
         app(request_timeout=0),
@@ -302,6 +320,103 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
             "raise preflight_external_max_connections to 101",
         ),
     ),
+    "no address of an ACME server": (
+        acme(directory="http://acme.example.com/directory"),
+        ("nginx_acme_directory", "the https URL", "http://acme.example.com/directory", "correct it, or leave it out"),
+    ),
+    "no mail address for the ACME server": (
+        acme(email="ops at example.com"),
+        ("nginx_acme_email", "an address such as", "ops at example.com", "correct it, or leave it out"),
+    ),
+    "no CA of the ACME server": (
+        acme(ca_file="{{ sources }}/good/pyproject.toml"),
+        ("nginx_acme_ca_file", "a certificate in PEM", "a file without one", "correct the path"),
+    ),
+    "lost CA of the ACME server": (
+        acme(ca_file="{{ sources }}/ca.pem"),
+        ("nginx_acme_ca_file", "a certificate in PEM", "{{ sources }}/ca.pem: there is no", "correct the path"),
+    ),
+    "name that no ACME server reaches": (
+        merged(acme(), app(domain="localhost")),
+        ("apps.shop.domain", "a name that an ACME server can reach", "localhost", "give it a name"),
+    ),
+    "certificates looked at too seldom": (
+        {"nginx_certificate_check_hours": 25},
+        ("nginx_certificate_check_hours", "a number from 1 to 24", "25", "correct it"),
+    ),
+    "no certificate of the app": (
+        {"nginx_tls_source": "files"},
+        (f"{PAIR}", "a mapping with certificate and key, because", "nothing (null)", "name the two files of this app"),
+    ),
+    "certificate without its key": (
+        {"nginx_tls_source": "files", "nginx_tls_certificates": {"shop": {"certificate": "/shop.pem"}}},
+        (f"{PAIR}", "a mapping with certificate and key, because", "a mapping with certificate", "name the two files"),
+    ),
+    "certificate of no app": (
+        files("good", "good", more={"shopp": {"certificate": "/a", "key": "/b"}}),
+        (f"{PAIR}p", "the name of an app", "shopp", "did you mean `shop`?"),
+    ),
+    "relative path of a certificate": (
+        {"nginx_tls_source": "files", "nginx_tls_certificates": {"shop": {"certificate": "a", "key": KEY}}},
+        (f"{PAIR}.certificate", "an absolute path", "a", "begin it with the folder of"),
+    ),
+    "lost certificate": (
+        files("lost", "good"),
+        (f"{PAIR}.certificate", "a file that can be read", "{{ tls }}/lost.pem: there is no such", "correct the path"),
+    ),
+    "key of another certificate": (
+        files("good", "other"),
+        (f"{PAIR}.key", "the key of the first certificate (CN=good)", "the key of another", "give it the key"),
+    ),
+    "key with a passphrase": (
+        files("good", "locked"),
+        (f"{PAIR}.key", "a private key in PEM without a passphrase", "one with a passphrase", "give it the key"),
+    ),
+    "no key in the file": (
+        {
+            "nginx_tls_source": "files",
+            "nginx_tls_certificates": {"shop": {"certificate": CERTIFICATE, "key": CERTIFICATE}},
+        },
+        (f"{PAIR}.key", "a private key in PEM without a passphrase", "something else", "give it the key"),
+    ),
+    "no certificate in the file": (
+        {"nginx_tls_source": "files", "nginx_tls_certificates": {"shop": {"certificate": KEY, "key": KEY}}},
+        (f"{PAIR}.certificate", "certificates in PEM, the server's first", "no certificate", "give it the whole chain"),
+    ),
+    "expired certificate": (
+        files("expired", "good"),
+        (f"{PAIR}.certificate", "one that is valid now", "it expired on 20", "renew it"),
+    ),
+    "certificate of the future": (
+        files("future", "good"),
+        (f"{PAIR}.certificate", "one that is valid now", "it begins on 20", "wait"),
+    ),
+    "certificate of another domain": (
+        merged(files("good", "good"), app(aliases=["www.shop.example.com", "shop.example.org"])),
+        (
+            f"{PAIR}.certificate",
+            "one for the domain and every alias",
+            "shop.example.com, *.shop.example.com, without shop.example.org",
+            "have it issued for all",
+        ),
+    ),
+    "chain in the wrong order": (
+        files("backwards", "good"),
+        (f"{PAIR}.key", "the key of the first certificate (CN=ca)", "its certificate is number 2", "put the server's"),
+    ),
+    "chain of others": (
+        files("strangers", "good"),
+        (f"{PAIR}.certificate", "each certificate to be followed", "CN=good is followed by CN=other", "put them in"),
+    ),
+    "no intermediate": (
+        files("alone", "good"),
+        (
+            f"{PAIR}.certificate",
+            "the chain up to the root",
+            "the server's certificate alone, signed by CN=ca",
+            "append",
+        ),
+    ),
     "memory that does not fit": (
         app(workers=4, worker_memory_mib=1024 * 1024),
         ("memory of all apps together", "kept for the system", "shop 4 x 1048576 + 4194304", "lower apps.shop.workers"),
@@ -348,6 +463,14 @@ ACCEPTED: dict[str, Change] = {
         **app(secrets={"role_id": None}, database={"migration": {}}),
     },
     "bound secret ids": {"secrets_bound_cidrs": ["192.0.2.10/32", "2001:DB8::/64"], "secrets_retry_seconds": 59},
+    "ACME server": acme(email="ops@example.com", ca_file=CERTIFICATE),
+    "own certificate": merged(files("good", "good"), app(aliases=["www.shop.example.com"])),
+    "own certificate with its chain": files("chain", "good"),
+    "own certificate under ansible-vault": files("good", "vaulted"),
+    "own certificate that is named later": {
+        "nginx_tls_source": "files",
+        "nginx_tls_certificates": {"shop": {"certificate": "{{ lookup('ansible.builtin.env', 'X') }}", "key": KEY}},
+    },
     "template of a secret": {"secrets_vault_token": "{{ lookup('ansible.builtin.env', 'NO_SUCH_VARIABLE') }}"},
 }
 
@@ -362,9 +485,11 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     write(sources / "older lock", lock=LOCK.replace("0.140.0", "0.1.0"))
     write(sources / "no server", lock=LOCK.split("gunicorn")[0])
     write(sources / "other python", manifest=MANIFEST.replace(">=3.9", "<3.9"))
+    tls = pairs(tmp_path_factory.mktemp("tls"))
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield {
             "sources": str(sources),
+            "tls": str(tls),
             "taken": str(server.getsockname()[1]),
             "holder": Path("/proc/self/comm").read_text().strip(),
             "distribution": platform.freedesktop_os_release()["PRETTY_NAME"],
@@ -378,6 +503,7 @@ def play(folder: Path, facts: dict[str, str], *options: str) -> str:
         "ansible_connection": "local",
         "ansible_python_interpreter": "{{ ansible_playbook_python }}",
         "sources": facts["sources"],
+        "tls": facts["tls"],
         "taken": facts["taken"],
         # This machine passes as a host, whatever it is.
         "preflight_distributions": {release["ID"].capitalize(): [release.get("VERSION_ID", "")]},
@@ -393,6 +519,7 @@ def play(folder: Path, facts: dict[str, str], *options: str) -> str:
     (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
     (folder / "play.yml").write_text(PLAY)
     environment = os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_ROLES_PATH": str(ROOT / "roles")}
+    environment["ANSIBLE_VAULT_PASSWORD_FILE"] = f"{facts['tls']}/vault-password"
     if "-vvvv" not in options:
         environment["ANSIBLE_STDOUT_CALLBACK"] = "ansible.posix.json"
     command = ["ansible-playbook", "--check", "--inventory", f"{folder}/hosts.yml", f"{folder}/play.yml", *options]

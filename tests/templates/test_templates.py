@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "roles/forgectl/files/forgectl/src"), str(ROOT / "tests/plugins")]
 
 from forge.specs import read_options  # noqa: E402
+from forge_certificates import Config  # noqa: E402
 from forgectl.config import App, decode  # noqa: E402
 from sources import write  # noqa: E402
 
@@ -106,7 +107,7 @@ FILES = {
         "app@.socket",
         "forge-rotate@.timer",
     ],
-    "nginx": ["nginx.conf", "default.conf", "site.conf"],
+    "nginx": ["nginx.conf", "default.conf", "site.conf", "certificates.toml"],
 }
 PLAY = """
 - hosts: all
@@ -178,6 +179,12 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Preflight would refuse it of a machine that is no Debian 13, and leaves what depends on its own facts alone.
     hosts["quic"] = {**hosts["plain"], "nginx_http3": "{{ forge_host.distribution_version == '13' }}"}
     hosts["sealed"] = {**hosts["plain"], "apps": {"sealed": SEALED}, "secrets_source": "systemd_creds"}
+    hosts["issued"] = {
+        **hosts["plain"],
+        "apps": {"issued": {**PLAIN, "domain": "issued.example.com", "aliases": ["www.issued.example.com"]}},
+        "nginx_tls_source": "acme",
+        "nginx_acme_email": "ops@example.com",
+    }
     for name in hosts:
         (folder / name).mkdir()
         shutil.copy(ROOT / "roles/app/files/forge_worker.py", folder / name)
@@ -591,3 +598,24 @@ def test_http3_is_asked_for(rendered: Path) -> None:
     (advertised,) = [body for words, body in http if words[-1] == "$forge_alt_svc"]
     assert advertised[0][0][1] == r"h3=\":443\"; ma=3600"
     assert not any("quic" in (rendered / "plain" / name).read_text() for name in ("default.conf", "site.conf"))
+def test_acme_server_reaches_its_answers(rendered: Path) -> None:
+    """Through both ports; all else goes where it went."""
+    plain, tls = servers(rendered, "issued")
+    challenge = ["location", "^~", "/.well-known/acme-challenge/"]
+    for server in (plain, tls):
+        (body,) = [body for words, body in server if words == challenge]
+        assert values(body, "root") == [["/var/lib/forge-acme"]]
+    (other,) = [body for words, body in plain if words[0] == "location" and words != challenge]
+    assert values(other, "return") == [["308", "https://$host$request_uri"]]
+    assert not [words for words, _ in servers(rendered, "plain")[1] if words == challenge]
+
+
+def test_certificates_are_described(rendered: Path) -> None:
+    """As the program on the host reads it."""
+    issued, changed = (Config.read(rendered / name / "certificates.toml") for name in ("issued", "changed"))
+    assert issued.source == "acme"
+    assert issued.apps == {"issued": ["issued.example.com", "www.issued.example.com"]}
+    assert issued.directory == "https://acme-v02.api.letsencrypt.org/directory"
+    assert (issued.email, issued.ca_file, issued.key_type) == ("ops@example.com", "", "ecdsa")
+    assert (changed.source, changed.alert_days, changed.directory) == ("own_ca", 21, "")
+    assert changed.apps == {"changed": ["changed.example.com", "www.changed.example.com", "old.example.com"]}

@@ -25,7 +25,11 @@ NOT_OVERRIDDEN = {
     "base_swap_mib": "a container has no swap of its own",
     "secrets_no_log": "would print wrapping tokens",  # pragma: allowlist secret
     "secrets_vault_token": "set by every scenario",  # pragma: allowlist secret
-    "nginx_tls_ca_name": "of the other source of certificates",
+    "nginx_tls_ca_name": "of another source of certificates",
+    "nginx_acme_directory": "of another source of certificates",
+    "nginx_acme_email": "of another source of certificates",
+    "nginx_acme_ca_file": "of another source of certificates",
+    "nginx_acme_key_type": "of another source of certificates",
     "health_path": "fixed by the app",
     "ready_path": "fixed by the app",
     "metrics_path": "fixed by the app",
@@ -86,6 +90,15 @@ def test_files_are_the_certificate(client: httpx.Client) -> None:
     """Nginx serves the certificate that was brought along, the only one that the client trusts, for the alias too."""
     assert client.get("/ready").status_code == 200
     assert client.get("https://www.events.example.org/ready").status_code == 200
+
+
+def test_certificate_is_looked_at(host: Host) -> None:
+    """As often as the inventory says, and called for as early."""
+    timer = host.service("forge-certificates.timer")
+    assert timer.is_running
+    assert "OnUnitInactiveUSec=6h" in timer.systemd_properties["TimersMonotonic"]
+    assert timer.systemd_properties["RandomizedDelayUSec"] == "1h 30min"
+    assert "alert_days = 30" in host.check_output("cat /etc/forge/certificates.toml")
 
 
 def test_edge(host: Host, client: httpx.Client) -> None:

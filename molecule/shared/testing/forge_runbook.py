@@ -139,11 +139,14 @@ class Runbooks:
         """The steps of a page."""
         return steps((self.folder / f"{page}.md").read_text())
 
-    def left(self) -> list[str]:
-        """The steps that nobody ran, as `page:line`."""
-        pages = sorted(path.stem for path in self.folder.glob("*.md"))
+    def left(self, *pages: str) -> list[str]:
+        """The steps that nobody ran, as `page:line`; of these pages, or of all."""
+        chosen = pages or [path.stem for path in self.folder.glob("*.md")]
         return [
-            f"{page}:{step.line}" for page in pages for step in self.steps(page) if (page, step.line) not in self.done
+            f"{page}:{step.line}"
+            for page in sorted(chosen)
+            for step in self.steps(page)
+            if (page, step.line) not in self.done
         ]
 
     def _run(self, step: Step, typed: str | None, environment: Mapping[str, str]) -> tuple[int, str]:

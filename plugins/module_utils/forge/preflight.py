@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import app_source, edge, host, inventory_lint, lock, secrets_source, sizing, timeouts
+from . import app_source, certificates, edge, host, inventory_lint, lock, secrets_source, sizing, timeouts
 from .connections import Demand, Server
 from .problems import Problem
 from .specs import Options, read_options, read_roles, validate
@@ -69,6 +69,7 @@ class Inventory:
         raw: Every variable with a role's prefix (or one close to it) as it stands in the inventory.
         values: Those of them that are options and could be templated, templated.
         hosts_of: For each app with an external database, the hosts of the inventory that run it.
+        read: Reads a file of the control machine.
     """
 
     root: Path
@@ -79,6 +80,7 @@ class Inventory:
     raw: Mapping[str, Any]
     values: Mapping[str, Any]
     hosts_of: Mapping[str, int]
+    read: certificates.Read
 
 
 @dataclass
@@ -96,6 +98,10 @@ def examine(inventory: Inventory, probe: Mapping[str, Any] | None, settings: Set
     specs = read_roles(inventory.roles)
     outcome.problems += _variables(inventory, specs)
     entries = _entries(inventory, outcome)
+    if "nginx" in inventory.play_roles:
+        outcome.problems += certificates.problems(
+            specs.get("nginx", {}), inventory.raw, inventory.values, entries, inventory.roles, inventory.read
+        )
     target = lock.Target(probe["python_version"], probe["architecture"]) if probe else None
     for name, entry in entries.items():
         outcome.problems += _source(name, entry, inventory.root, target)
