@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import app_source, host, inventory_lint, lock, secrets_source, sizing, timeouts
+from . import access, app_source, host, inventory_lint, lock, secrets_source, sizing, timeouts
 from .connections import Demand, Server
 from .problems import Problem
 from .specs import Options, read_options, read_roles, validate
@@ -69,6 +69,7 @@ class Inventory:
         raw: Every variable with a role's prefix (or one close to it) as it stands in the inventory.
         values: Those of them that are options and could be templated, templated.
         hosts_of: For each app with an external database, the hosts of the inventory that run it.
+        connection: How Ansible reaches the host.
     """
 
     root: Path
@@ -79,6 +80,7 @@ class Inventory:
     raw: Mapping[str, Any]
     values: Mapping[str, Any]
     hosts_of: Mapping[str, int]
+    connection: access.Connection
 
 
 @dataclass
@@ -109,6 +111,8 @@ def examine(inventory: Inventory, probe: Mapping[str, Any] | None, settings: Set
         settings.memory_minimum_mib,
         settings.ports,
     )
+    if access.ROLE in inventory.play_roles:
+        outcome.problems += access.host_problems(specs[access.ROLE], inventory.values, probe, inventory.connection)
     if outcome.problems:
         # Budgets over entries that are not valid would only repeat what is wrong with these, except where all are.
         complete = {name: entry for name, entry in entries.items() if _is_sized(entry)}
@@ -125,6 +129,7 @@ def _variables(inventory: Inventory, specs: Mapping[str, Options]) -> list[Probl
         *inventory_lint.role_value_problems(specs, inventory.values),
         *inventory_lint.required_problems(specs, inventory.play_roles, inventory.raw),
         *_secrets(inventory.values),
+        *access.value_problems(inventory.values),
         *(_source_of_secrets(inventory, specs) if "secrets" in inventory.play_roles else []),
     ]
 
@@ -353,6 +358,7 @@ def _size(
         "postgresql": probe["postgresql"],
         "package_lists": probe["package_lists"],
         "released": probe["released"],
+        "ssh": probe["ssh"],
         "connections": sizing.connection_budgets(list(plans.values()), servers),
     }
 
