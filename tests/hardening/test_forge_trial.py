@@ -286,7 +286,7 @@ def killed_at_every_step(act: Callable[[], object], monkeypatch: pytest.MonkeyPa
 def test_killed_while_it_begins(
     name: str, rescue: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At whatever step: the timer, a reboot or the next run puts everything back; without a timer there is nothing to."""
+    """At whatever step: the timer, a reboot or the next run puts it back; without a timer there is nothing to."""
     host: Host = request.getfixturevalue(name)
     before = host.state()
     rounds = 0

@@ -19,7 +19,9 @@ import requests
 from testinfra.host import Host
 
 # Their assertions say what they found, as those of the tests do.
-pytest.register_assert_rewrite("forge_events", "forge_runbook", "forge_search", "forge_traces", "forge_vault")
+pytest.register_assert_rewrite(
+    "forge_access", "forge_events", "forge_runbook", "forge_search", "forge_traces", "forge_vault"
+)
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 PODMAN = PROJECT / "molecule" / "shared" / "podman"
