@@ -71,9 +71,8 @@ def test_who_is_named_is_not_banned(host: Host) -> None:
 
 def test_the_operator_is_not_banned(host: Host) -> None:
     """Failures from the address that the operator is logged in from, as when an agent offers too many keys."""
-    client = (
-        str(host.check_output("ss -Htn state established '( sport = :22 )'")).split()[3].rpartition(":")[0].strip("[]")
-    )
+    line = host.check_output("ss -Htn state established '( sport = :22 )'").splitlines()[0]
+    client = line.split()[3].rpartition(":")[0].strip("[]")
     for _ in range(ATTEMPTS + 1):
         assert ssh("true", "BatchMode=yes", user="nobody").returncode == 255
     until(lambda: f"Ignore {client} by command" in ignored(host), PATIENCE, every=0.5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import httpx
 from forge_access import access, begin, gets_in, listening, plan, rules, stranger
@@ -10,16 +12,15 @@ from forge_scenario import CONTAINER, podman, reachable, ready, reboot, until
 from testinfra.host import Host
 
 
-def test_reboot(host: Host, client: httpx.Client) -> None:
+def test_reboot(host: Host, client: httpx.Client, unit: Callable[[str], Any]) -> None:
     """The same rules, the same sshd, and systemd is content."""
     before = access(host)
     reboot(client, patience=30)
     until(lambda: reachable(host), 60)
     assert access(host) == before
-    assert (
-        host.check_output("systemctl is-active forge-firewall.service ssh.service fail2ban.service").split()
-        == ["active"] * 3
-    )
+    for name in ("forge-firewall.service", "ssh.service", "fail2ban.service"):
+        assert unit(name).is_running
+        assert unit(name).is_enabled
     with listening(host, 8081), stranger(200) as outsider:
         assert outsider.connects(8081) == "lost"
     assert until(lambda: host.run("systemctl is-system-running").stdout.strip() == "running", 60, every=1)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from forge_scenario import CONTAINER, podman
+from forge_scenario import CONTAINER, podman, until
 from testinfra.host import Host
 
 EPHEMERAL = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
@@ -145,18 +145,16 @@ def listening(host: Host, *ports: int) -> Iterator[None]:
         )
     try:
         for port in ports:
-            assert on_loopback(host, port) == "taken"
+            until(partial(taken, host, port), 30)
         yield
     finally:
         for port in ports:
             host.check_output("systemctl stop listen-%s", str(port))
 
 
-def on_loopback(host: Host, port: int) -> str:
-    """How a connection from the host to itself ends; whoever listens may still be starting."""
-    script = f"for i in $(seq 50); do test $(python3 -c {shlex.quote(CONNECT)} 127.0.0.1 {port} tcp) = taken && break; sleep 0.1; done"
-    host.run(script)
-    return str(host.check_output("python3 -c %s 127.0.0.1 %s tcp", CONNECT, str(port))).strip()
+def taken(host: Host, port: int) -> bool:
+    """Whether the host takes a connection from itself."""
+    return bool(host.check_output("python3 -c %s 127.0.0.1 %s tcp", CONNECT, str(port)).strip() == "taken")
 
 
 def rules(host: Host) -> str:
