@@ -72,9 +72,8 @@ def test_banned(host: Host, runbooks: Runbooks) -> None:
 def test_shut_out(host: Host, runbooks: Runbooks) -> None:
     """By rules that somebody loaded by hand."""
     with over_in_the_end(host, runbooks):
-        console(
-            "nft delete rule inet forge input handle $(nft -a list table inet forge | sed -n 's/.*dport 22 .*handle //p')"
-        )
+        handle = "nft --handle list table inet forge | sed -n 's/.*dport 22 .*handle //p'"
+        console(f"nft delete rule inet forge input handle $({handle})")
         assert not gets_in()
         runbooks.follow(PAGE, "The firewall")
 
