@@ -109,7 +109,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """Tell how Ansible reaches the host."""
         # Neither every plugin nor every version of one knows of passwords.
         try:
-            password = bool(self._connection.get_option("password"))
+            password = bool(self._connection.get_option("password") or self._play_context.password)
         except KeyError:
             password = False
         return access.Connection(str(self._connection.transport).rpartition(".")[2], password)
