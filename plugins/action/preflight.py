@@ -23,7 +23,7 @@ _UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
 if _UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_UTILS)
 
-from ansible.module_utils.forge import inventory_lint, secret_scan  # noqa: E402
+from ansible.module_utils.forge import access, inventory_lint, secret_scan  # noqa: E402
 from ansible.module_utils.forge.preflight import Inventory, Outcome, Settings, examine  # noqa: E402
 from ansible.module_utils.forge.problems import Problem, render  # noqa: E402
 from ansible.module_utils.forge.specs import read_roles  # noqa: E402
@@ -103,6 +103,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             values=values,
             hosts_of=_hosts_of(variables),
             read=self._read,
+            connection=self._reached(),
         )
         return inventory, problems
 
@@ -116,6 +117,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             return Path(real).read_bytes()
         finally:
             self._loader.cleanup_tmp_file(real)
+
+    def _reached(self) -> access.Connection:
+        """Tell how Ansible reaches the host."""
+        # Neither every plugin nor every version of one knows of passwords.
+        try:
+            password = bool(self._connection.get_option("password") or self._play_context.password)
+        except KeyError:
+            password = False
+        return access.Connection(str(self._connection.transport).rpartition(".")[2], password)
 
     def _rendered(self, value: Any, where: str, problems: list[Problem], judge_later: bool) -> Any:
         """Return `value` as plain data, its templates filled in leaf by leaf, so that a mistake names its place."""

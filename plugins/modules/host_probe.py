@@ -8,7 +8,8 @@ module: host_probe
 short_description: Read the facts that preflight decides on
 description:
   - Reads the distribution, systemd, usable processors and memory (as cgroups allow them), free disk, listening TCP
-    ports with their owners, and what is provisioned already. It changes nothing and needs nothing but Python.
+    ports with their owners, how SSH lets people in, other firewalls, and what is provisioned already. It changes
+    nothing and needs nothing but Python.
 options:
   paths:
     description: Folders whose free disk is wanted; the nearest existing parent stands in for one that does not exist.
@@ -31,6 +32,7 @@ probe:
 
 import os
 import platform
+import pwd
 import re
 import shutil
 import subprocess
@@ -44,6 +46,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 MIB = 1024 * 1024
 LISTENING = "0A"  # TCP_LISTEN in include/net/tcp_states.h
+SSHD_CONFIG = "etc/ssh/sshd_config"
+# What the distribution's /etc/nftables.conf has: tables and chains without a rule.
+NO_RULE = re.compile(r"flush ruleset|(table|chain) [\w ]+{|type filter hook \w+ priority \w+;( policy accept;)?|}|#.*|")
 
 
 def read(path: Path) -> str:
@@ -240,6 +245,88 @@ def postgresql(root: Path) -> dict[str, Any]:
     }
 
 
+def above(root: Path, process: int) -> Iterator[Path]:
+    """Yield the folder in /proc of `process` and of each that it descends from."""
+    while process > 0:
+        folder = root / "proc" / str(process)
+        yield folder
+        match = re.search(r"^PPid:\s+(\d+)", read(folder / "status"), re.MULTILINE)
+        process = int(match.group(1)) if match else 0
+
+
+def ssh_session(root: Path, process: int) -> tuple[str, str, int]:
+    """Return who logged in on the SSH connection that `process` belongs to, from where, and to which port here."""
+    for folder in above(root, process):
+        match = re.search(r"(?:^|\0)SSH_CONNECTION=(\S+) \d+ \S+ (\d+)(?:\0|$)", read(folder / "environ"))
+        uid = re.search(r"^Uid:\s+(\d+)", read(folder / "status"), re.MULTILINE)
+        if match and uid:
+            try:
+                user = pwd.getpwuid(int(uid.group(1))).pw_name
+            except KeyError:
+                user = uid.group(1)
+            return user, match.group(1).partition("%")[0], int(match.group(2))
+    return "", "", 0
+
+
+def sshd_settings(user: str, client: str) -> dict[str, list[str]]:
+    """Return what sshd goes by for a user, in lower case; empty where it can't say."""
+    who = ("-C", f"user={user},host={client},addr={client}") if user and client else ()
+    settings: dict[str, list[str]] = {}
+    for line in output("/usr/sbin/sshd", "-T", *who).splitlines():
+        name, _, value = line.partition(" ")
+        settings.setdefault(name, []).append(value)
+    return settings
+
+
+def authorized_keys(root: Path, user: str, settings: dict[str, list[str]]) -> int | None:
+    """Return how many keys a user may log in with, None where that can't be told from files."""
+    known = "authorizedkeysfile" in settings
+    if not known or any(settings.get(name) != ["none"] for name in ("authorizedkeyscommand", "trustedusercakeys")):
+        return None
+    try:
+        home = pwd.getpwnam(user).pw_dir
+    except KeyError:
+        return None
+    count = 0
+    for name in settings["authorizedkeysfile"][0].split():
+        expanded = re.sub("%[hu%]", lambda match: {"%h": home, "%u": user, "%%": "%"}[match.group()], name)
+        lines = read(root / os.path.join(home, expanded).lstrip("/")).splitlines()  # noqa: PTH118 - absolute ones win
+        count += sum(1 for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    return count
+
+
+def ssh(root: Path) -> dict[str, Any]:
+    """Return who is connected from where, how many keys let that user in, and where sshd listens."""
+    user, client, port = ssh_session(root, os.getpid())
+    settings = sshd_settings(user, client)
+    # Where systemd listens in its place, sshd does not know of the port that people come in by.
+    ports = {int(text) for text in settings.get("port", []) if text.isdigit()} | ({port} if port else set())
+    includes = re.search(
+        r"^\s*include\s+(/etc/ssh/)?sshd_config\.d/\*", read(root / SSHD_CONFIG), re.MULTILINE | re.IGNORECASE
+    )
+    return {
+        "user": user,
+        "client": client,
+        "keys": authorized_keys(root, user, settings),
+        "ports": sorted(ports or {22}),
+        "includes": bool(includes),
+    }
+
+
+def firewalls(root: Path) -> dict[str, str]:
+    """Return other sets of rules for what comes in, and how they show."""
+    found = {}
+    if re.search(r"^\s*ENABLED=yes", read(root / "etc/ufw/ufw.conf"), re.MULTILINE):
+        found["ufw"] = "it is enabled in /etc/ufw/ufw.conf"
+    if (root / "etc/systemd/system/multi-user.target.wants/firewalld.service").exists():
+        found["firewalld"] = "firewalld.service is enabled"
+    rules = [line.strip() for line in read(root / "etc/nftables.conf").splitlines()]
+    own = [line for line in rules if not NO_RULE.fullmatch(line)]
+    if own:
+        found["/etc/nftables.conf"] = f"rules that are not the distribution's, such as: {own[0][:60]}"
+    return found
+
+
 def probe(paths: list[str], root: Path = Path("/")) -> dict[str, Any]:
     """Return all facts of the host whose file system starts at `root`."""
     release = os_release(root)
@@ -261,6 +348,8 @@ def probe(paths: list[str], root: Path = Path("/")) -> dict[str, Any]:
         "disk_free_mib": {path: free_mib(root / path.lstrip("/")) for path in paths},
         "listeners": listeners(root),
         "postgresql": postgresql(root),
+        "ssh": ssh(root),
+        "firewalls": firewalls(root),
         # A fresh image has none, and its empty folder looks as new as the image.
         "package_lists": any((root / "var/lib/apt/lists").glob("*Packages*")),
         # The apps that were released here; none at all means that the host was never provisioned to its end.

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import os
 import platform
+import pwd
 import socket
 import subprocess
 from pathlib import Path
 
+import host_probe
 import pytest
-from host_probe import controllers, cpus, listeners, memory_mib, postgresql, probe, unit_of
+from host_probe import (
+    authorized_keys,
+    controllers,
+    cpus,
+    firewalls,
+    listeners,
+    memory_mib,
+    postgresql,
+    probe,
+    ssh,
+    ssh_session,
+    unit_of,
+)
 
 CPUS = os.cpu_count() or 1
 USABLE = len(os.sched_getaffinity(1))
@@ -135,6 +149,95 @@ def test_what_is_provisioned_already(tmp_path: Path) -> None:
     machine(root, {"var/lib/forge/half/lock": "", "var/lib/apt/lists/mirror.example_dists_trixie_Packages.lz4": ""})
     done = probe(["/srv"], root)
     assert (done["released"], done["package_lists"]) == (["blog", "shop"], True)
+
+
+ME = pwd.getpwuid(os.getuid())
+CONNECTION = "LANG=C\0SSH_CONNECTION=198.51.100.7 50022 203.0.113.10 2222\0SHELL=/bin/bash\0"
+
+
+def test_the_ssh_session(tmp_path: Path) -> None:
+    """Of the process above that has it: sudo leaves nothing of it in the environment below."""
+    parent = {"proc/20/status": f"Name:\tsh\nPPid:\t1\nUid:\t{ME.pw_uid}\t0\t0\t0\n", "proc/20/environ": CONNECTION}
+    below = {"proc/30/status": "Name:\tpython3\nPPid:\t20\nUid:\t0\t0\t0\t0\n", "proc/30/environ": "LANG=C\0"}
+    root = machine(tmp_path, parent | below | {"proc/1/status": "Name:\tsystemd\nPPid:\t0\n"})
+    assert ssh_session(root, 30) == (ME.pw_name, "198.51.100.7", 2222)
+    assert ssh_session(root, 1) == ("", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        ({}, 2),
+        ({"authorizedkeysfile": ["/etc/ssh/keys/%u .ssh/authorized_keys"]}, 3),
+        ({"authorizedkeysfile": ["none"]}, 0),
+        ({"trustedusercakeys": ["/etc/ssh/ca.pub"]}, None),
+        ({"authorizedkeyscommand": ["/usr/bin/keys"]}, None),
+    ],
+)
+def test_authorized_keys(tmp_path: Path, settings: dict[str, list[str]], count: int | None) -> None:
+    """In every file that sshd looks in; who may log in by a certificate or a command can't be told."""
+    keys = {
+        f"{ME.pw_dir}/.ssh/authorized_keys": "# mine\n\nssh-ed25519 AAAA one\nssh-ed25519 AAAA two\n",
+        f"/etc/ssh/keys/{ME.pw_name}": "ssh-ed25519 AAAA three\n",
+    }
+    root = machine(tmp_path, {name.lstrip("/"): content for name, content in keys.items()})
+    stock = {
+        "authorizedkeysfile": [".ssh/authorized_keys .ssh/authorized_keys2"],
+        "authorizedkeyscommand": ["none"],
+        "trustedusercakeys": ["none"],
+    }
+    assert authorized_keys(root, ME.pw_name, stock | settings) == count
+    assert authorized_keys(root, ME.pw_name, {}) is None
+
+
+def test_where_sshd_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says, and the port that Ansible came in by, which may be systemd's."""
+    monkeypatch.setattr(host_probe, "sshd_settings", lambda *_: {"port": ["22", "2200"]})
+    monkeypatch.setattr(host_probe, "ssh_session", lambda *_: ("admin", "198.51.100.7", 2222))
+    root = machine(tmp_path, {"etc/ssh/sshd_config": "#Include x\ninclude sshd_config.d/*.conf\n"})
+    assert ssh(root) == {
+        "user": "admin",
+        "client": "198.51.100.7",
+        "keys": None,
+        "ports": [22, 2200, 2222],
+        "includes": True,
+    }
+    monkeypatch.setattr(host_probe, "sshd_settings", lambda *_: {})
+    monkeypatch.setattr(host_probe, "ssh_session", lambda *_: ("", "", 0))
+    root = machine(tmp_path, {"etc/ssh/sshd_config": "# Include /etc/ssh/sshd_config.d/*.conf\n"})
+    assert (ssh(root)["ports"], ssh(root)["includes"]) == ([22], False)
+
+
+# As Debian ships it.
+RULES = """#!/usr/sbin/nft -f
+
+flush ruleset
+
+table inet filter {
+\tchain input {
+\t\ttype filter hook input priority filter;
+\t}
+\tchain forward {
+\t\ttype filter hook forward priority filter;
+\t}
+\tchain output {
+\t\ttype filter hook output priority filter;
+\t}
+}
+"""
+
+
+def test_other_firewalls(tmp_path: Path) -> None:
+    """Those that are on, and rules of the host's own."""
+    root = machine(tmp_path, {"etc/ufw/ufw.conf": "# ENABLED=yes\nENABLED=no\n", "etc/nftables.conf": RULES})
+    assert firewalls(root) == {}
+    own = RULES.replace("hook input priority filter;", "hook input priority filter; policy drop;")
+    machine(root, {"etc/ufw/ufw.conf": "ENABLED=yes\n", "etc/nftables.conf": own})
+    machine(root, {"etc/systemd/system/multi-user.target.wants/firewalld.service": ""})
+    assert set(firewalls(root)) == {"ufw", "firewalld", "/etc/nftables.conf"}
+    assert "policy drop" in firewalls(root)["/etc/nftables.conf"]
+    machine(root, {"etc/nftables.conf": f'{RULES}include "/etc/nftables.d/*.nft"\n'})
+    assert "include" in firewalls(root)["/etc/nftables.conf"]
 
 
 def test_this_machine() -> None:

@@ -141,6 +141,31 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
             "secrets_source: systemd_creds, for a host without Vault",
         ),
     ),
+    "port out of range": (
+        {"hardening_allowed": [{"port": 8443}, {"port": 65536}]},
+        ("hardening_allowed[1].port", "a port from 1 to 65535", "65536", "correct it"),
+    ),
+    "network that is none": (
+        {"hardening_allowed": [{"port": 9100, "from": ["192.0.2.0/24", "bastion.example.com"]}]},
+        (
+            "hardening_allowed[0].from[1]",
+            "a network in CIDR notation",
+            "bastion.example.com",
+            "use addresses, no names",
+        ),
+    ),
+    "network with bits behind its length": (
+        {"hardening_ssh_from": ["198.51.100.7/24"]},
+        ("hardening_ssh_from[0]", "a network in CIDR notation", "198.51.100.7/24", "write 198.51.100.0/24"),
+    ),
+    "option of an open port": (
+        {"hardening_allowed": [{"port": 53, "protocol": "sctp"}]},
+        ("hardening_allowed[0].protocol", "a string, one of tcp, udp", "a string: sctp", "give it a string, one of"),
+    ),
+    "trial that is too short": (
+        {"hardening_trial_seconds": 3},
+        ("hardening_trial_seconds", "a number from 10 to 600", "3", "correct it"),
+    ),
     "no role id": (
         app(secrets={"role_id": None}),
         ("apps.shop.secrets.role_id", "a string", "it is not set", "set it: Role id of that AppRole; or set secrets_"),

@@ -4,6 +4,7 @@ A block of commands names the place in its info string, and may say more:
 
     ```sh on=vm            the host, as its operator
     ```sh on=control       the control machine, in the project's folder; the inventory is inventory/production
+    ```sh on=console       the host, as root, where SSH does not lead
     ```sh on=vault         wherever `bao` runs, with BAO_ADDR, BAO_CACERT and an administrator's BAO_TOKEN
     exit=6                 the exit code that is due, if it is not 0
     types=NAME             something that the person types when asked, which the test has under that name
@@ -23,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-PLACES = ("vm", "control", "vault")
+PLACES = ("vm", "control", "console", "vault")
 ATTRIBUTES = {"on", "exit", "types"}
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (?P<title>.+)$", re.MULTILINE)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import app_source, certificates, edge, host, inventory_lint, lock, secrets_source, sizing, timeouts
+from . import access, app_source, certificates, edge, host, inventory_lint, lock, secrets_source, sizing, timeouts
 from .connections import Demand, Server
 from .problems import Problem
 from .specs import Options, read_options, read_roles, validate
@@ -70,6 +70,7 @@ class Inventory:
         values: Those of them that are options and could be templated, templated.
         hosts_of: For each app with an external database, the hosts of the inventory that run it.
         read: Reads a file of the control machine.
+        connection: How Ansible reaches the host.
     """
 
     root: Path
@@ -81,6 +82,7 @@ class Inventory:
     values: Mapping[str, Any]
     hosts_of: Mapping[str, int]
     read: certificates.Read
+    connection: access.Connection
 
 
 @dataclass
@@ -117,6 +119,8 @@ def examine(inventory: Inventory, probe: Mapping[str, Any] | None, settings: Set
     )
     http3 = inventory.values.get("nginx_http3")
     outcome.problems += edge.http3_problems(http3, host.distribution(probe), str(probe["distribution_version"]))
+    if access.ROLE in inventory.play_roles:
+        outcome.problems += access.host_problems(specs[access.ROLE], inventory.values, probe, inventory.connection)
     if outcome.problems:
         # Budgets over entries that are not valid would only repeat what is wrong with these, except where all are.
         complete = {name: entry for name, entry in entries.items() if _is_sized(entry)}
@@ -133,6 +137,7 @@ def _variables(inventory: Inventory, specs: Mapping[str, Options]) -> list[Probl
         *inventory_lint.role_value_problems(specs, inventory.values),
         *inventory_lint.required_problems(specs, inventory.play_roles, inventory.raw),
         *_secrets(inventory.values),
+        *access.value_problems(inventory.values),
         *(_source_of_secrets(inventory, specs) if "secrets" in inventory.play_roles else []),
     ]
 
@@ -362,6 +367,7 @@ def _size(
         "postgresql": probe["postgresql"],
         "package_lists": probe["package_lists"],
         "released": probe["released"],
+        "ssh": probe["ssh"],
         "connections": sizing.connection_budgets(list(plans.values()), servers),
     }
 
