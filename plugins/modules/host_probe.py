@@ -340,6 +340,8 @@ def probe(paths: list[str], root: Path = Path("/")) -> dict[str, Any]:
         "architecture": platform.machine(),
         "systemd_version": systemd_version(root),
         "systemd_running": (root / "run/systemd/system").is_dir(),
+        # systemd writes down which kind it found itself in.
+        "container": (root / "run/systemd/container").exists(),
         "python_version": python_version(),
         "cpus": usable,
         "cpus_from": cpus_from,

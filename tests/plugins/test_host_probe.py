@@ -145,6 +145,9 @@ def test_what_is_provisioned_already(tmp_path: Path) -> None:
     root = machine(tmp_path, V2 | {"var/lib/apt/lists/partial/x": "", "var/lib/apt/lists/lock": ""})
     bare = probe(["/srv"], root)
     assert (bare["released"], bare["package_lists"], bare["systemd_version"]) == ([], False, 0)
+    assert not bare["container"]
+    machine(root, {"run/systemd/container": "podman\n"})
+    assert probe(["/srv"], root)["container"]
     machine(root, {"var/lib/forge/shop/state.json": "{}", "var/lib/forge/blog/state.json": "{}"})
     machine(root, {"var/lib/forge/half/lock": "", "var/lib/apt/lists/mirror.example_dists_trixie_Packages.lz4": ""})
     done = probe(["/srv"], root)

@@ -225,6 +225,24 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
         {"secrets_rotation_minutes": -5},
         ("secrets_rotation_minutes", "a number from 0 to 1440, 0 for never", "-5", "correct it"),
     ),
+    "a reboot window that is none": (
+        {"base_reboot_window": "3-4"},
+        (
+            "base_reboot_window",
+            "a span of the day, such as 03:00-04:00, of 10 minutes or more; empty for never",
+            "3-4",
+            "write hours and minutes of both ends, in quotes",
+        ),
+    ),
+    "a reboot window that is over at once": (
+        {"base_reboot_window": "23:57-00:04"},
+        (
+            "base_reboot_window",
+            "a span of the day, such as 03:00-04:00, of 10 minutes or more; empty for never",
+            "23:57-00:04, 7 minutes",
+            "make it longer",
+        ),
+    ),
     "rotation without a role id": (
         app(secrets={"rotation": {"approle": "team-rotate"}}),
         ("apps.shop.secrets.rotation.role_id", "a string", "it is not set", "set it: Role id of that AppRole"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ POSTGRESQL_MAX_CONNECTIONS = 100
 POSTGRESQL_PORT = 5432
 
 LONGEST_ROTATION_MINUTES = 24 * 60
+_TIME = r"([01]\d|2[0-3]):([0-5]\d)"
+SHORTEST_WINDOW_MINUTES = 10
 
 # Least and most of an entry's numbers; the specification knows types only.
 _RANGES: dict[str, tuple[int, int]] = {
@@ -136,10 +139,28 @@ def _variables(inventory: Inventory, specs: Mapping[str, Options]) -> list[Probl
         *inventory_lint.role_secret_problems(inventory.raw),
         *inventory_lint.role_value_problems(specs, inventory.values),
         *inventory_lint.required_problems(specs, inventory.play_roles, inventory.raw),
+        *_reboot_window(inventory.values),
         *_secrets(inventory.values),
         *access.value_problems(inventory.values),
         *(_source_of_secrets(inventory, specs) if "secrets" in inventory.play_roles else []),
     ]
+
+
+def _reboot_window(values: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with the span of the day in which the host may reboot."""
+    window = values.get("base_reboot_window")
+    if not isinstance(window, str) or not window:
+        return []
+    expected = f"a span of the day, such as 03:00-04:00, of {SHORTEST_WINDOW_MINUTES} minutes or more; empty for never"
+    found = re.fullmatch(f"{_TIME}-{_TIME}", window)
+    if found is None:
+        return [Problem("base_reboot_window", expected, window, "write hours and minutes of both ends, in quotes")]
+    first, second, third, fourth = map(int, found.groups())
+    # From one time to the same one is a whole day.
+    minutes = (60 * third + fourth - 60 * first - second - 1) % (24 * 60) + 1
+    if minutes < SHORTEST_WINDOW_MINUTES:
+        return [Problem("base_reboot_window", expected, f"{window}, {minutes} minutes", "make it longer")]
+    return []
 
 
 def _secrets(values: Mapping[str, Any]) -> list[Problem]:
@@ -362,6 +383,7 @@ def _size(
         "distribution_version": probe["distribution_version"],
         "architecture": probe["architecture"],
         "systemd_version": probe["systemd_version"],
+        "container": probe["container"],
         "python_version": probe["python_version"],
         "disk_free_mib": probe["disk_free_mib"],
         "postgresql": probe["postgresql"],

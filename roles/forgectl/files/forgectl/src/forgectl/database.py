@@ -6,8 +6,6 @@ psycopg is imported where it is used, since it takes longer to import than most 
 import base64
 import hashlib
 import hmac
-import os
-import pwd
 import secrets
 import stringprep
 import time
@@ -30,8 +28,7 @@ MIGRATION_LOCK = int.from_bytes(hashlib.sha256(b"forge migration").digest()[:8],
 LOCK_TIMEOUT_SECONDS = 900
 LOCK_EVERY_SECONDS = 0.5
 CONNECT_TIMEOUT_SECONDS = 10
-# Of the local server: its administrator by peer, who is the system user of that name.
-ADMINISTRATOR = "postgres"
+# Of the local server: its administrator, whom it takes root for (pg_ident.conf).
 ADMINISTRATION = "host=/var/run/postgresql dbname=postgres user=postgres"
 # The key beside the password that names the role it belongs to.
 USER_KEY = config.USER_KEY
@@ -199,23 +196,13 @@ def migration_lock(url: str, password: str) -> Iterator["psycopg.Connection"]:
 
 @contextmanager
 def _administration() -> Iterator["psycopg.Connection"]:
-    """Connect as the administrator of the local server: a peer is who calls connect()."""
+    """Connect as the administrator of the local server."""
     import psycopg
 
-    try:
-        uid = pwd.getpwnam(ADMINISTRATOR).pw_uid
-    except KeyError:
-        raise Refused(
-            f"expected the system user {ADMINISTRATOR}; found none; install PostgreSQL (site.yml does)"
-        ) from None
-    before = os.geteuid()
-    os.seteuid(uid)
     try:
         connection = psycopg.connect(ADMINISTRATION, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS)
     except psycopg.Error as error:
         raise Refused(f"expected PostgreSQL on this host; found: {_words(error)}; start it") from None
-    finally:
-        os.seteuid(before)
     with connection:
         yield connection
 

@@ -1,0 +1,281 @@
+#!/usr/bin/python3
+"""Reboot this host when an update asks for it: in its window, when nothing is under way, and once for each reason.
+
+usage: forge-reboot [--window 03:00-04:00]    local time; without a window it only says that a reboot is due
+       forge-reboot --resume                  start Nginx, if a reboot that did not come has stopped it
+
+forge-reboot.timer calls it. It drains first: Nginx announces the end of each connection, closes its ports and finishes
+what is under way. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from datetime import time as clock
+from pathlib import Path
+
+# While it exists, each answer of Nginx ends its connection; and for how long that goes on before Nginx stops.
+LEAVING = "run/forge-nginx-leaving"
+LEAVING_SECONDS = 5
+# A host takes less to stop its services, as a rule; one that takes longer does not reboot.
+REBOOT_SECONDS = 300
+# apt, dpkg, and unattended-upgrades, which lets go of the others between two steps.
+PACKAGE_LOCKS = ("var/lib/dpkg/lock-frontend", "var/lib/dpkg/lock", "run/unattended-upgrades.lock")
+# What needrestart leaves alone, and only a reboot brings up to date.
+DEFERRED = re.compile(r"^(postgresql|dbus|systemd-logind)\b")
+# Of `needrestart -b -k`: an upgrade of the running kernel is installed, compatible with it or not.
+KERNEL_UPGRADES = ("2", "3")
+
+
+@dataclass(frozen=True)
+class Window:
+    """A span of every day, in local time; it may go over midnight."""
+
+    start: clock
+    end: clock
+
+    @classmethod
+    def parse(cls, text: str) -> Window:
+        """Read a span such as 03:00-04:00.
+
+        Raises:
+            ValueError: it is none.
+        """
+        start, _, end = text.partition("-")
+        return cls(clock.fromisoformat(start), clock.fromisoformat(end))
+
+    def includes(self, now: clock) -> bool:
+        """Tell whether the window is open."""
+        if self.start < self.end:
+            return self.start <= now < self.end
+        return now >= self.start or now < self.end
+
+
+@dataclass(frozen=True)
+class Host:
+    """The host below `root`, which is / but in tests, and how its commands are run."""
+
+    root: Path = Path("/")
+    run: Callable[[Sequence[str]], subprocess.CompletedProcess[str]] = field(
+        default=lambda command: subprocess.run(command, capture_output=True, text=True, check=False)
+    )
+    sleep: Callable[[float], None] = time.sleep
+
+    @property
+    def record(self) -> Path:
+        """The reasons for which it was rebooted, until they are gone."""
+        return self.root / "var/lib/forge/reboot.json"
+
+    @property
+    def stopped(self) -> Path:
+        """There while Nginx is stopped for a reboot; gone with the unit."""
+        return self.root / "run/forge-reboot/nginx-stopped"
+
+
+def say(text: str) -> None:
+    """Tell the journal."""
+    print(f"<5>{text}", file=sys.stderr, flush=True)
+
+
+def alert(text: str) -> None:
+    """Tell whoever reads the alerts: one line with priority err, as sd-daemon(3) has it."""
+    print(f"<3>ALERT host: {text}", file=sys.stderr, flush=True)
+
+
+def reasons(host: Host) -> set[str]:
+    """Why a reboot is due, in words that stay the same until that is over."""
+    found = set()
+    if (host.root / "run/reboot-required").exists():
+        listed = host.root / "run/reboot-required.pkgs"
+        packages = set(listed.read_text().split()) if listed.exists() else set()
+        found |= {f"{package} was updated" for package in packages} or {"an update asks for it"}
+    looked = host.run(["needrestart", "-b", "-k", "-l"])
+    if looked.returncode:
+        say(f"needrestart does not tell what is outdated: {' '.join(looked.stderr.split())}")
+    told = [line.partition(": ")[::2] for line in looked.stdout.splitlines()]
+    kernel = dict(told)
+    if kernel.get("NEEDRESTART-KSTA") in KERNEL_UPGRADES:
+        found.add(f"kernel {kernel.get('NEEDRESTART-KEXP', '?')} is installed, {kernel.get('NEEDRESTART-KCUR')} runs")
+    outdated = [unit for name, unit in told if name == "NEEDRESTART-SVC"]
+    return found | {f"{unit} runs with what was replaced" for unit in outdated if DEFERRED.match(unit)}
+
+
+def tried(host: Host, present: set[str]) -> set[str]:
+    """Those of the present reasons that a reboot was tried for already; what is over is forgotten."""
+    try:
+        before = set(json.loads(host.record.read_text()))
+    except FileNotFoundError:
+        return set()
+    except ValueError:
+        # A damaged record must not let it reboot night by night.
+        before = present
+    if gone := before - present:
+        remember(host, before - gone)
+    return before & present
+
+
+def remember(host: Host, these: set[str]) -> None:
+    """Write down for what reasons a reboot was tried, so that a crash leaves the old record or the new."""
+    if not these:
+        host.record.unlink(missing_ok=True)
+        return
+    new = host.record.with_suffix(".new")
+    with new.open("w") as file:
+        json.dump(sorted(these), file)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(host.record)
+
+
+@contextmanager
+def obstacles(host: Host) -> Iterator[list[str]]:
+    """What is under way, in words; where nothing is, nothing can begin inside the block either."""
+    with ExitStack() as stack:
+        yield [*_apps(host, stack), *_packages(host, stack), *_inhibitors(host)]
+
+
+def _apps(host: Host, stack: ExitStack) -> Iterator[str]:
+    """Releases, migrations and the like: take the lock that forgectl takes for each, in its own words."""
+    for folder in sorted(path.parent for path in (host.root / "var/lib/forge").glob("*/state.json")):
+        lock = stack.enter_context((folder / "lock").open("a+"))
+        lock.seek(0)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield f"{folder.name}: {_field(lock.read(), 'reason') or 'a command'} is under way"
+            continue
+        lock.truncate()
+        holder = {"pid": os.getpid(), "by": "root", "reason": "reboot", "since": time.time()}
+        stack.callback(lock.truncate, 0)
+        lock.write(json.dumps(holder))
+        lock.flush()
+        operation = json.loads((folder / "state.json").read_text()).get("operation")
+        if operation:
+            yield f"{folder.name}: a {operation['action']} is under way ({operation['phase']})"
+
+
+def _field(text: str, name: str) -> str:
+    try:
+        return str(json.loads(text)[name])
+    except (ValueError, LookupError, TypeError):
+        return ""
+
+
+def _packages(host: Host, stack: ExitStack) -> Iterator[str]:
+    """What installs or removes packages."""
+    for path in (host.root / name for name in PACKAGE_LOCKS):
+        if path.exists():
+            lock = stack.enter_context(path.open("r+"))
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                yield f"packages are being installed ({path.name})"
+                return
+
+
+def _inhibitors(host: Host) -> Iterator[str]:
+    """Whoever has asked systemd not to go down: systemd-inhibit(1)."""
+    login = ("org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager")
+    asked = host.run(["busctl", "--json=short", "call", *login, "ListInhibitors"])
+    if asked.returncode:
+        yield f"systemd-logind does not tell who inhibits it: {' '.join(asked.stderr.split())}"
+        return
+    for what, who, why, mode, *_ in json.loads(asked.stdout)["data"][0]:
+        if "shutdown" in what.split(":") and mode.startswith("block"):
+            yield f"{who} inhibits it: {why}"
+
+
+def drain(host: Host) -> None:
+    """Have Nginx finish what is under way and take nothing new; its unit says how long that may take."""
+    if host.run(["systemctl", "is-active", "--quiet", "nginx.service"]).returncode:
+        return
+    host.stopped.parent.mkdir(exist_ok=True)
+    host.stopped.touch()
+    (host.root / LEAVING).touch()
+    host.sleep(LEAVING_SECONDS)
+    stop = host.run(["systemctl", "stop", "nginx.service"])
+    if stop.returncode:
+        say(f"Nginx did not stop as it should: {' '.join(stop.stderr.split())}")
+
+
+def resume(host: Host) -> int:
+    """Start Nginx again where a reboot that did not come has stopped it."""
+    if not host.stopped.exists() or host.run(["systemctl", "is-system-running"]).stdout.strip() == "stopping":
+        return 0
+    (host.root / LEAVING).unlink(missing_ok=True)
+    start = host.run(["systemctl", "start", "nginx.service"])
+    if start.returncode:
+        alert(f"Nginx was stopped for a reboot that did not come, and does not start: {' '.join(start.stderr.split())}")
+        return 1
+    host.stopped.unlink()
+    say("Nginx serves again")
+    return 0
+
+
+def reboot(host: Host) -> int:
+    """Reboot; a host that does not go down serves again."""
+    try:
+        drain(host)
+        asked = host.run(["systemctl", "--check-inhibitors=yes", "reboot"])
+        if asked.returncode:
+            why = f"systemd refuses it: {' '.join(asked.stderr.split())}"
+        else:
+            # systemd ends this process.
+            host.sleep(REBOOT_SECONDS)
+            why = f"it did not come within {REBOOT_SECONDS} s"
+    finally:
+        resumed = resume(host)
+    alert(f"a reboot was due, but {why}; reboot by hand: sudo systemctl reboot")
+    return resumed or 1
+
+
+def look(host: Host, window: Window | None, now: clock) -> int:
+    """Look whether a reboot is due and may be; if so, reboot."""
+    present = reasons(host)
+    stuck = tried(host, present)
+    if stuck:
+        alert(f"a reboot did not mend this, and is not tried again: {'; '.join(sorted(stuck))}")
+    due = "; ".join(sorted(present - stuck))
+    if not due:
+        return 0
+    if window is None:
+        alert(f"a reboot is due ({due}), and base_reboot_window names no time for it: sudo systemctl reboot")
+        return 0
+    if not window.includes(now):
+        say(f"a reboot is due ({due}); it waits for the window")
+        return 0
+    with obstacles(host) as found:
+        if found:
+            say(f"a reboot is due ({due}); it waits, since {'; '.join(found)}")
+            return 0
+        say(f"rebooting: {due}")
+        # Before it is tried: one that ends in a crash is not tried again either.
+        remember(host, present)
+        return reboot(host)
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="forge-reboot", description="Reboot when an update asks for it.")
+    parser.add_argument("--window", type=Window.parse, help="when it may, as 03:00-04:00; never without one")
+    parser.add_argument("--resume", action="store_true", help="start Nginx again after a reboot that did not come")
+    arguments = parser.parse_args()
+    host = Host()
+    if arguments.resume:
+        return resume(host)
+    return look(host, arguments.window, datetime.now().astimezone().time())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
