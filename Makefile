@@ -107,6 +107,11 @@ bench: venv  ## Releases under load and throughput beside a peer, as ratios; wri
 	@scripts/venv scripts/bench/requirements.txt .cache/bench-venv
 	@PYTHONPATH=scripts:molecule/shared/testing python -m bench $(BENCH)
 
+.PHONY: judges
+judges: venv  ## sslyze, testssl.sh, lynis, nmap and more, each with its target, on both distributions; writes docs/benchmarks.md
+	@scripts/packages demo
+	@PYTHONPATH=scripts:molecule/shared/testing python -m judges
+
 .PHONY: docs
 docs: venv  ## Write docs/variables.md from the roles' specifications
 	python scripts/document

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import PODMAN, become_able, guarded
+from page import PAGE
 
 from bench import hosts, report, throughput
 from bench.forge import Cycle, Forge
@@ -127,7 +128,7 @@ def main() -> int:
             results = measure(arguments.distribution, arguments.times, folder)
             (STATE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
             report.write_page(results)
-            say(f"done: {report.PAGE}, {report.PICTURE}, {STATE}/results.json")
+            say(f"done: {PAGE}, {report.PICTURE}, {STATE}/results.json")
         finally:
             if arguments.keep:
                 say(f"the hosts stay; log in: {PODMAN} exec -it forge-bench-vm bash")

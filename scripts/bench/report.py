@@ -9,29 +9,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import page
 from demo import ROOT
 from forge_load import OK
+from page import table
 
 from bench.forge import Cycle
-from bench.hosts import PEER_VENV, STATE, BenchError, run
+from bench.hosts import PEER_VENV, STATE, run
 from bench.load import MARGIN_SECONDS
 
-PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "release.svg"
-BEGIN, END = "<!-- written by make bench: begin -->", "<!-- written by make bench: end -->"
 
 
 def write_page(results: dict[str, Any]) -> None:
-    """Put the tables into docs/benchmarks.md, between its markers.
-
-    Raises:
-        BenchError: the markers are gone.
-    """
-    text = PAGE.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise BenchError(f"Expected: {BEGIN} and {END}, once each, in {PAGE}. Found: not so. Do: put them back.")
-    before, rest = text.split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{tables(results)}\n{END}{rest.split(END)[1]}")
+    """Put the tables into docs/benchmarks.md, between its markers."""
+    page.write("bench", tables(results))
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -163,13 +155,6 @@ def phase_medians(events: list[dict[str, Any]]) -> list[str]:
     """Name each phase that took a hundredth of a second or more."""
     medians = {name: median(event["phases"].get(name, 0.0) for event in events) for name in events[0]["phases"]}
     return [f"{name} {seconds:.2f}" for name, seconds in medians.items() if seconds >= 0.01]
-
-
-def table(head: str, rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
-    titles = [title.strip() for title in head.split("|")]
-    lines = [titles, ["---"] + ["--:"] * (len(titles) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def draw(cycle: Cycle) -> None:

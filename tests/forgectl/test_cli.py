@@ -36,6 +36,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["prune"],
         ["history"],
         ["boot"],
+        ["maintenance"],
         ["status"],
         ["logs"],
         ["secrets", "enrol"],
@@ -72,6 +73,7 @@ def test_help_lists_the_exit_codes() -> None:
 def test_wrong_usage_is_2() -> None:
     assert run("release", "inbox").returncode == 2
     assert run("nonsense").returncode == 2
+    assert run("maintenance", "inbox", "perhaps").returncode == 2
     assert run("secrets", "enrol", "inbox", "--identity", "other", "--role-id", "x").returncode == 2
 
 
@@ -109,8 +111,9 @@ def test_a_terminal_that_is_gone_changes_no_exit_code() -> None:
     assert done.returncode == errors.REFUSED
 
 
-def test_failures_are_json_too() -> None:
-    done = run("status", "nothing", "--json")
+@pytest.mark.parametrize("command", [("status", "nothing"), ("maintenance", "nothing", "on")])
+def test_failures_are_json_too(command: tuple[str, ...]) -> None:
+    done = run(*command, "--json")
     found = json.loads(done.stdout)
     assert done.returncode == found["exit_code"] == errors.REFUSED
     assert done.stderr == f"forgectl: {found['error']}\n"

@@ -19,7 +19,20 @@ import msgspec
 import psycopg
 import pytest
 from conftest import Bao, describe, staged
-from forgectl import config, cutover, identity, lock, migration, release, slots, staging, state, status, systemd
+from forgectl import (
+    config,
+    cutover,
+    identity,
+    lock,
+    maintenance,
+    migration,
+    release,
+    slots,
+    staging,
+    state,
+    status,
+    systemd,
+)
 from forgectl.cutover import Cutover
 from forgectl.errors import CandidateFailed, ForgeError, Locked, Refused
 from forgectl.layout import SLOTS, Layout
@@ -177,7 +190,7 @@ class Host:
         """Nothing is under way, and state, traffic, units and page say the same."""
         present = self.state
         assert present.operation is None, present
-        assert self.layout.maintenance.exists() == bool(present.maintenance), present
+        assert self.layout.maintenance.exists() == present.page, present
         if present.live is None:
             assert not any(map(self.is_up, SLOTS)), present
             return
@@ -186,6 +199,10 @@ class Host:
         assert self.layout.slot_release(present.live.slot) == present.live.release
         assert self.is_up(present.live.slot) != bool(present.maintenance), present
         assert not self.is_up(slots.other(present.live.slot)), present
+
+    def close(self, on: bool = True, reason: str = "", dry_run: bool = False) -> dict[str, Any]:
+        """What `forgectl maintenance inbox on` does, or off."""
+        return maintenance.switch(self.layout, on=on, reason=reason, dry_run=dry_run)
 
     # The workers of a slot.
 
@@ -415,6 +432,115 @@ def test_killed_at_any_step_of_a_warm_rollback(new_host: Callable[[], Host], rep
     assert ends == sorted(ends, reverse=True)
     assert set(ends) == {name(1), name(2)}
     assert step > 5
+
+
+@pytest.mark.parametrize("repair", [Host.repair, Host.reboot])
+@pytest.mark.parametrize(("work", "steps"), WORKS)
+def test_nothing_opens_a_closed_app(
+    new_host: Callable[[], Host], work: Callable[[Host], None], steps: int, repair: Callable[[Host], None]
+) -> None:
+    """Not a release, however it ends, nor its repair, nor a reboot; and behind the page each does its work."""
+    step, killed = 0, True
+    while killed:
+        host = two_releases(new_host())
+        host.close(reason="a test")
+        killed = host.killed_at(step, lambda: work(host))  # noqa: B023
+        assert host.layout.maintenance.exists(), step
+        repair(host)
+        host.assert_whole()
+        assert host.state.closed
+        host.close(on=False)
+        host.assert_whole()
+        live = host.state.live
+        assert killed or (live and live.release) == name(2 if work in (release_second, break_service) else 1)
+        step += 1
+    assert step > steps
+
+
+@pytest.mark.parametrize("repair", [Host.repair, Host.reboot])
+@pytest.mark.parametrize("on", [True, False])
+def test_killed_at_any_step_of_a_change_of_the_mode(
+    new_host: Callable[[], Host], on: bool, repair: Callable[[Host], None]
+) -> None:
+    """Afterwards page and state agree, and the same command again does what it says."""
+    step, killed = 0, True
+    while killed:
+        host = two_releases(new_host())
+        if not on:
+            host.close()
+        killed = host.killed_at(step, lambda: host.close(on))  # noqa: B023
+        repair(host)
+        host.assert_whole()
+        host.close(on)
+        host.assert_whole()
+        assert (host.state.closed is not None) == on
+        step += 1
+    assert step > 3
+
+
+def test_the_mode_is_changed_once_and_written_down(host: Host) -> None:
+    """The second time changes nothing; the history tells when, who and why, the status that it is so."""
+    assert host.close(reason="a new disk", dry_run=True)["changed"]
+    assert not host.layout.maintenance.exists()
+    first = host.close(reason="a new disk")
+    again = host.close(reason="another")
+    assert (first["changed"], again["changed"]) == (True, False)
+    assert again["maintenance_mode"] == first["maintenance_mode"]
+    found = status.of(host.layout, host.app)
+    assert found["maintenance_mode"] == {"since": found["maintenance_mode"]["since"], "by": lock.person()} | {
+        "reason": "a new disk"
+    }
+    assert f"MAINTENANCE MODE since {found['maintenance_mode']['since']}" in status.text(found)
+    assert found["last"] is None
+    assert [host.close(on=False)["changed"], host.close(on=False)["changed"]] == [True, False]
+    assert status.of(host.layout, host.app)["maintenance_mode"] is None
+    lines = status.history(host.state, 10)
+    assert [line.split("  ", 1)[1] for line in lines] == [
+        f"maintenance  {name(1)}  on by {lock.person()}; a new disk",
+        f"maintenance  {name(1)}  off by {lock.person()}",
+    ]
+
+
+def test_a_page_that_somebody_removed_comes_back_with_the_same_command(host: Host) -> None:
+    """Whoever closes an app means that clients see it."""
+    host.close()
+    host.layout.maintenance.unlink()
+    assert host.close()["changed"]
+    assert host.layout.maintenance.exists()
+
+
+def test_the_page_of_a_breaking_migration_is_not_the_operators(host: Host) -> None:
+    """Neither of the two ends the other's: it goes with the later of them."""
+    host.close()
+    change = host.change()
+    change.interrupt_service(name(2), "the schema changes", ["a"])
+    assert host.close(on=False)["maintenance"] == "the schema changes"
+    assert host.layout.maintenance.exists()
+    host.close()
+    host.change().run(name(2))
+    assert (host.state.maintenance, host.layout.maintenance.exists()) == ("", True)
+    host.close(on=False)
+    assert not host.layout.maintenance.exists()
+
+
+def test_a_closed_app_is_recycled_and_comes_back_after_a_boot(host: Host) -> None:
+    """It works behind the page, so that it serves the moment it is opened."""
+    host.close()
+    assert release.recycle(host.layout, host.app, if_due=False, dry_run=True, say=host.say).plan
+    host.boot()
+    assert host.layout.maintenance.exists()
+    host.assert_whole()
+
+
+def test_an_app_can_be_closed_before_its_first_release(new_host: Callable[[], Host]) -> None:
+    """It is released behind the page."""
+    host = new_host()
+    host.close()
+    host.boot()
+    host.stage(1)
+    host.change().run(name(1))
+    host.assert_whole()
+    assert host.layout.maintenance.exists()
 
 
 def test_a_rollback_is_watched_by_the_settings_of_its_own_release(host: Host) -> None:

@@ -265,11 +265,11 @@ def prune(name: str, dry_run: bool, as_json: bool) -> None:
 
 @forgectl.command()
 @name_argument
-@click.option("-n", "--lines", default=20, show_default=True, help="How many cutovers, newest last.")
+@click.option("-n", "--lines", default=20, show_default=True, help="How many entries, newest last.")
 @harmless_option
 @json_option
 def history(name: str, lines: int, as_json: bool) -> None:
-    """Show the cutovers of app NAME: what, when, by whom, how it ended, and why."""
+    """Show the cutovers of app NAME, and when its maintenance mode changed: by whom, how it ended, and why."""
     layout, _ = _app(name)
     from forgectl import state
     from forgectl import status as statuses
@@ -302,6 +302,32 @@ def boot(name: str, dry_run: bool, as_json: bool) -> None:
         _print_json({"app": name, "release": restored, "maintenance": present.maintenance or None})
     else:
         click.echo(f"{name}: {restored} restored" if restored else f"{name}: {why}")
+
+
+@forgectl.command()
+@name_argument
+@click.argument("mode", type=click.Choice(["on", "off"]))
+@click.option("--reason", default="", metavar="TEXT", help="For status and history; clients are not told.")
+@dry_run_option
+@json_option
+def maintenance(name: str, mode: str, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Close app NAME to clients, who get 503 and Retry-After, or open it again.
+
+    It stays closed over releases, rollbacks and reboots, while the app itself goes on behind the page. The page of a
+    breaking migration is another matter, which this neither begins nor ends.
+    """
+    layout, _ = _app(name)
+    from forgectl import maintenance as maintenances
+
+    with _locked(layout, f"maintenance {mode}", unless=dry_run):
+        found = maintenances.switch(layout, on=mode == "on", reason=reason, dry_run=dry_run)
+    if as_json:
+        _print_json(found)
+    else:
+        verb = "would be" if dry_run else "is"
+        click.echo(f"{name}: maintenance mode {verb} {mode}" + ("" if found["changed"] else " already; nothing to do"))
+    if mode == "off" and found["maintenance"]:
+        _say(f"clients still get the maintenance page ({found['maintenance']}), which a release that fits ends")
 
 
 @forgectl.command()

@@ -13,6 +13,7 @@ What a crash at any step leaves behind, and how `recover` at the start of the ne
                         After a reboot there is no live.sock, and the old one is started: it was not stopped yet
     watching, draining  forge-watch@NAME.service goes on with it, and systemd starts that again when it dies; after a
                         reboot as well, since the database may still know a password that no slot uses any more
+    maintenance mode    the state decides; the page goes before it and comes after it, and is shown again
 
 What a rotation of the database password does before its cutover, rotation.py says.
 """
@@ -266,7 +267,7 @@ def commit(layout: Layout, present: State) -> None:
     else:
         conclude(present, "live")
     # Before the state: a flag that no state tells of would stay for ever.
-    slots.maintenance(layout, on=False)
+    slots.maintenance(layout, on=present.page)
     state.save(layout, present)
     if present.operation:
         systemd.restart(layout.watch_unit())
@@ -506,6 +507,8 @@ def recover(layout: Layout, app: App, say: Say) -> State:
     for unit in systemd.active_units(f"{layout.name}-migrate@*.service"):
         say(f"waiting for {unit}, which an interrupted command began")
         systemd.wait_ended(unit)
+    if present.closed:
+        slots.maintenance(layout, on=True)
     operation = present.operation
     if operation is None:
         return present
@@ -555,7 +558,7 @@ def boot(layout: Layout, app: App, say: Say) -> str | None:
         # What was live is live until a release says otherwise, and to start it takes no room, Vault or database.
         say(f"an interrupted release is left to the next command: {_words(error)}")
     live = present.live
-    slots.maintenance(layout, on=bool(present.maintenance))
+    slots.maintenance(layout, on=present.page)
     if live is None or present.maintenance:
         return None
     if not (layout.releases / live.release / "release.json").exists():
@@ -639,7 +642,7 @@ def _bring_back(layout: Layout, present: State, say: Say) -> None:
         slots.swap(layout, live.slot)
     present.operation = None
     present.maintenance = ""
-    slots.maintenance(layout, on=False)
+    slots.maintenance(layout, on=present.page)
     state.save(layout, present)
 
 

@@ -503,7 +503,7 @@ def _due(layout: Layout, app: App, present: State) -> str:
         return ""
     if why := lease.due(layout, present.live.slot):
         return why
-    last = present.history[-1] if present.history else None
+    last = present.last_cutover
     if last and last.action == "recycle" and hours_since(last.at) < RECYCLE_PAUSE_HOURS:
         return ""
     service = layout.service(present.live.slot)

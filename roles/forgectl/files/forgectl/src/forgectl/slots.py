@@ -193,7 +193,10 @@ def is_up(layout: Layout, slot: str) -> bool:
 
 
 def maintenance(layout: Layout, on: bool) -> None:
-    """Let Nginx answer every request with the maintenance page, or no more."""
+    """Let Nginx answer every request with the maintenance page, or no more.
+
+    Two modes share the page, so who ends one of them asks `State.page` about the other.
+    """
     if on:
         layout.maintenance.touch(mode=0o644)
     else:

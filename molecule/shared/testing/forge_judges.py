@@ -1,0 +1,139 @@
+"""The independent judges of a host: what each is asked for, and by name, reason and bound what of that is waived.
+
+This is the one table of targets. A target that is missed and not waived fails; so does a waiver that nothing needs any
+more, or whose figure got worse than its bound.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from forge_verdicts import Verdict
+
+RESULTS = "FORGE_JUDGES_RESULTS"
+"""Environment variable: the file that gets a line for each verdict; `make judges` makes its table of them."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked of a judge: no finding, and figures within bounds."""
+
+    judge: str
+    asked: str
+    """In words, for the table."""
+    at_least: Mapping[str, float] = field(default_factory=dict)
+    """Bounds by the name of a figure, or by a pattern of names; the first that fits counts."""
+    at_most: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Waiver:
+    """A shortfall that is accepted."""
+
+    judge: str
+    name: str
+    """Of the finding or of the figure."""
+    reason: str
+    bound: float = 1
+    """How often the finding may come, or the worst that the figure may be."""
+    only_on: str = ""
+    """A distribution; empty for all."""
+
+
+TARGETS = [
+    Target("sslyze", "compliant with Mozilla's intermediate profile"),
+    Target("testssl.sh", "A+, score at least 95", at_least={"score": 95}),
+    Target("ssh-audit", "the distribution's policy passes; no failure, no warning"),
+    Target("lynis", "hardening index at least 85, no warning, no suggestion", at_least={"hardening index": 85}),
+    Target("gixy", "no finding"),
+    Target("HTTP Observatory", "A+, score at least 100", at_least={"score": 100}),
+    Target(
+        "systemd-analyze security",
+        "exposure of the app at most 1.5, of Nginx at most 2.5, of every other own unit at most 2.0",
+        at_most={"inbox@*.service": 1.5, "nginx.service": 2.5, "*": 2.0},
+    ),
+    Target(
+        "nmap", "of all TCP ports 22, 80 and 443 answer, of the common UDP ports at most 443", at_least={"ports": 1}
+    ),
+    Target(
+        "slowhttptest",
+        "slow headers, bodies and readers are closed within 10 s",
+        at_most={"headers, s": 10, "body, s": 10, "read, s": 10},
+    ),
+    Target(
+        "h2load beside slowhttptest",
+        "2,000 slow connections raise an honest client's p99 by at most half; it gets 2,000 answers of 200",
+        at_least={"answers": 2000},
+        at_most={"p99 : p99 without": 1.5},
+    ),
+    Target("schemathesis", "no failure", at_least={"operations": 1}),
+]
+
+WAIVERS: list[Waiver] = []
+
+
+def shortfalls(
+    target: Target, verdict: Verdict, waivers: Sequence[Waiver], distribution: str
+) -> tuple[list[str], list[Waiver]]:
+    """Say in words what keeps a verdict from its target, and which waivers it needed."""
+    waived = {each.name: each for each in waivers if each.judge == target.judge and each.only_on in ("", distribution)}
+    problems: list[str] = []
+    used: list[Waiver] = []
+    for name, times in sorted(verdict.findings.items()):
+        if not times:
+            continue
+        if waiver := waived.get(name):
+            used.append(waiver)
+        if waiver is None:
+            problems.append(f"{name}: found {times} times")
+        elif times > waiver.bound:
+            problems.append(f"{name}: found {times} times, and waived for {waiver.bound:g}")
+    for bounds, sign in ((target.at_least, 1), (target.at_most, -1)):
+        met = set()
+        for name, figure in sorted(verdict.figures.items()):
+            pattern = next((each for each in bounds if fnmatchcase(name, each)), None)
+            if pattern is None:
+                continue
+            met.add(pattern)
+            if sign * figure >= sign * bounds[pattern]:
+                continue
+            if waiver := waived.get(name):
+                used.append(waiver)
+            if waiver is None:
+                word = "at least" if sign > 0 else "at most"
+                problems.append(f"{name}: expected {word} {bounds[pattern]:g}; found {figure:g}")
+            elif sign * figure < sign * waiver.bound:
+                problems.append(f"{name}: waived to {waiver.bound:g}; found {figure:g}")
+        problems += [f"{pattern}: was not measured" for pattern in bounds if pattern not in met]
+    problems += [
+        f"{each.name}: waived, and nothing needs that any more" for each in waived.values() if each not in used
+    ]
+    return problems, used
+
+
+def target_of(judge: str) -> Target:
+    """What is asked of a judge."""
+    (found,) = (target for target in TARGETS if target.judge == judge)
+    return found
+
+
+def assert_satisfied(judge: str, verdict: Verdict, distribution: str) -> None:
+    """Judge the judge's verdict, and keep it where `make judges` asks for it.
+
+    Raises:
+        AssertionError: it misses its target.
+    """
+    problems, used = shortfalls(target_of(judge), verdict, WAIVERS, distribution)
+    if file := os.environ.get(RESULTS):
+        line = {"judge": judge, "distribution": distribution, "problems": problems} | {
+            "figures": dict(verdict.figures),
+            "waived": [asdict(each) for each in used],
+        }
+        with Path(file).open("a") as results:
+            results.write(json.dumps(line) + "\n")
+    assert not problems, f"{judge}: {target_of(judge).asked}\n" + "\n".join(problems)

@@ -1,0 +1,1 @@
+"""The table of what independent judges say of a host."""
