@@ -1,4 +1,4 @@
-"""What the tests of this scenario share."""
+"""What the tests of this scenario share; and a source to release, of forge_events."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
+from forge_events import source
 from forge_scenario import until
 from testinfra.host import Host
+
+__all__ = ["source"]
 
 # Seconds in which Nginx may still use a connection to the slot that had the traffic before.
 POOL_EXIT = 5
