@@ -25,7 +25,8 @@ def runbooks() -> Runbooks:
     (vm,) = yaml.safe_load((EPHEMERAL / "instance_config.yml").read_text())
     known = f"UserKnownHostsFile={EPHEMERAL / 'known_hosts'}"
     ssh = ("ssh", "-q", "-o", known, "-o", "BatchMode=yes", "-i", vm["identity_file"], f"{vm['user']}@{vm['address']}")
-    return Runbooks(PROJECT / "docs" / "runbooks", {"vm": Place(ssh, PROJECT, remote=True)})
+    # What is pasted there is one argument, which ssh hands to a shell.
+    return Runbooks(PROJECT / "docs" / "runbooks", {"vm": Place((*ssh, "bash", "-euc"), PROJECT, remote=True)})
 
 
 def status(client: httpx.Client, who: str) -> int:

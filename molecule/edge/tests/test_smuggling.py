@@ -93,7 +93,7 @@ def statuses(host: Host, request: bytes) -> list[int]:
                 answer += more
         except (TimeoutError, ConnectionResetError):
             pass
-    return [int(status) for status in re.findall(rb"^HTTP/1\.1 (\d+) ", answer, re.MULTILINE)]
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
 
 
 def test_the_app_would_tell(host: Host, app_log: AppLog) -> None:
@@ -167,7 +167,7 @@ def test_http2_carries_nothing_that_http1_would_read(host: Host, name: str) -> N
         except (TimeoutError, ConnectionResetError):
             pass
     # The app's own answer is there for a field that Nginx knows how to leave out, as the second `host`.
-    assert set(answers) <= {0, 400, 404, 405}, answers
+    assert set(answers) <= {0, 400, 404, 405, 421}, answers
 
 
 def test_no_hidden_request_arrived(app_log: AppLog) -> None:

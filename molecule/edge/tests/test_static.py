@@ -67,6 +67,33 @@ def test_files_are_read_and_no_more(client: httpx.Client) -> None:
     assert client.head(SCRIPT).status_code == 200
 
 
+def test_pages_find_their_files_across_releases(client: httpx.Client, status: Status) -> None:
+    """After a release the page before it still gets what it asks for; a name that both have is the new one's."""
+    before = status()["live"]["release"]
+    same, old, new = ASSETS / "same.txt", ASSETS / Path(SCRIPT).name, ASSETS / "app.9c8b7a6d.js"
+    first, gone = client.get("/assets/same.txt").text, old.read_text()
+    try:
+        old.unlink()
+        new.write_text("console.log('second');\n")
+        same.write_text("second\n")
+        done = playbook(name="playbooks/deploy.yml")
+        assert done.returncode == 0, done.stdout
+        assert status()["live"]["release"] != before
+        kept = client.get(SCRIPT)
+        assert (kept.status_code, kept.text, kept.headers["cache-control"]) == (200, gone, FOREVER)
+        assert client.get("/assets/app.9c8b7a6d.js").text == new.read_text()
+        assert (first, client.get("/assets/same.txt").text) == ("first\n", "second\n")
+    finally:
+        same.write_text("first\n")
+        new.unlink(missing_ok=True)
+        old.write_text(gone)
+    # Back, by which the names that both have are those of before.
+    back = playbook(name="playbooks/rollback.yml")
+    assert back.returncode == 0, back.stdout
+    assert client.get("/assets/same.txt").text == "first\n"
+    assert client.get("/assets/app.9c8b7a6d.js").status_code == 200
+
+
 @pytest.mark.parametrize(
     "target",
     [
@@ -92,7 +119,7 @@ def test_nothing_else_is_served(host: Host, target: str) -> None:
 @pytest.fixture(scope="module")
 def _planted(host: Host) -> Iterator[None]:
     """What no release would have: code, a link to another folder, and a folder that is not for everybody."""
-    folder = "/run/inbox/live/source/web/assets"
+    folder = host.check_output("readlink --canonicalize /run/inbox/live/source/web/assets")
     host.check_output(f"echo x > {folder}/tool.py; chmod 444 {folder}/tool.py; ln -s /etc {folder}/out")
     host.check_output(f"mkdir -m 700 {folder}/deep; echo x > {folder}/deep/secret.txt")
     yield
@@ -109,32 +136,6 @@ def test_nginx_can_read_nothing_else(host: Host) -> None:
         assert host.run(read, f"{release}/{name}").rc == 1, name
     for folder in (release, f"{release}/source", "/srv/inbox/releases"):
         assert host.run("runuser --user www-data -- ls %s", folder).rc == 2, folder
-
-
-def test_pages_find_their_files_across_releases(client: httpx.Client, status: Status) -> None:
-    """After a release the page before it still gets what it asks for; a name that both have is the new one's."""
-    before = status()["live"]["release"]
-    same, old, new = ASSETS / "same.txt", ASSETS / Path(SCRIPT).name, ASSETS / "app.9c8b7a6d.js"
-    first, gone = client.get("/assets/same.txt").text, old.read_text()
-    try:
-        old.unlink()
-        new.write_text("console.log('second');\n")
-        same.write_text("second\n")
-        done = playbook(name="playbooks/deploy.yml")
-        assert done.returncode == 0, done.stdout
-        assert status()["live"]["release"] != before
-        kept = client.get(SCRIPT)
-        assert (kept.status_code, kept.text, kept.headers["cache-control"]) == (200, gone, FOREVER)
-        assert client.get("/assets/app.9c8b7a6d.js").text == new.read_text()
-        assert (first, client.get("/assets/same.txt").text) == ("first\n", "second\n")
-    finally:
-        same.write_text("first\n")
-        new.unlink(missing_ok=True)
-        old.write_text(gone)
-    # Back, by which the names that both have are those of before.
-    assert playbook(name="playbooks/rollback.yml").returncode == 0
-    assert client.get("/assets/same.txt").text == "first\n"
-    assert client.get("/assets/app.9c8b7a6d.js").status_code == 200
 
 
 def test_a_missing_folder_is_refused_before_anything_changes() -> None:

@@ -91,7 +91,7 @@ def test_http3(host: Host, client: httpx.Client) -> None:
         return
     assert answer.headers["alt-svc"] == 'h3=":443"; ma=3600'
     ask = f"curl --silent --show-error --insecure --http3-only --resolve {DOMAIN}:443:127.0.0.1"
-    said = host.check_output(f"{ask} --write-out '%%{{http_version}} %%{{http_code}}' https://{DOMAIN}/health")
+    said = host.check_output(f"{ask} --write-out '%{{http_version}} %{{http_code}}' https://{DOMAIN}/health")
     assert said.endswith("3 200"), said
-    metrics = f"{ask} --output /dev/null --write-out '%%{{http_code}}' https://{DOMAIN}/no-such-page"
+    metrics = f"{ask} --output /dev/null --write-out '%{{http_code}}' https://{DOMAIN}/no-such-page"
     assert host.check_output(metrics) == "404"
