@@ -64,9 +64,9 @@ def pebble(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peb
 
 @pytest.fixture(scope="module", params=["openbao", "pebble"])
 def authority(request: pytest.FixtureRequest) -> Authority:
-    """An ACME server that the host has its certificate from."""
+    """An ACME server that the host has its certificate from, for some of the names."""
     server: Authority = request.getfixturevalue(request.param)
-    done = provision(**server.variables)
+    done = provision(**server.variables, apps=apps(ALIASES[:1]))
     assert done.returncode == 0, done.stdout + done.stderr
     return server
 
@@ -90,7 +90,8 @@ def test_one_timer_renews(host: Host) -> None:
     assert host.service("forge-certificates.timer").is_running
     assert host.service("forge-certificates.timer").is_enabled
     assert not host.service("certbot.timer").is_running
-    assert host.check_output("systemctl is-enabled certbot.timer || :") == "masked"
+    assert not host.service("certbot.timer").is_enabled
+    assert host.check_output("systemctl list-units --state=failed --no-legend") == ""
     assert int(host.service("forge-certificates.timer").systemd_properties["RandomizedDelayUSec"].rstrip("h")) == 3
 
 
@@ -128,25 +129,25 @@ def test_nothing_due_asks_nobody(host: Host, vault: hvac.Client) -> None:
     assert served(host) == before
 
 
-def test_issued_by(host: Host, authority: Authority) -> None:
-    """Each of the two servers: a change of the server, and of the names, is a new certificate with the next run."""
+def test_another_name(host: Host, authority: Authority) -> None:
+    """Asked for by the next run, which a check foretells without asking."""
     before = served(host)
-    assert names(before) == {DOMAIN, *ALIASES}
-    check = provision("--check", **authority.variables, apps=apps(ALIASES[:1]))
+    assert names(before) == {DOMAIN, ALIASES[0]}
+    check = provision("--check", **authority.variables)
     assert check.returncode == 0, check.stdout
     assert "changed=0 " not in check.stdout
     assert served(host) == before
-    done = provision(**authority.variables, apps=apps(ALIASES[:1]))
+    done = provision(**authority.variables)
     assert done.returncode == 0, done.stdout + done.stderr
     after = served(host)
-    assert names(after) == {DOMAIN, ALIASES[0]}
+    assert names(after) == {DOMAIN, *ALIASES}
+    assert after.issuer == before.issuer
     assert after.public_key() != before.public_key()
     assert isinstance(after.public_key(), ec.EllipticCurvePublicKey)
-    assert provision(**authority.variables).returncode == 0
 
 
 def test_server_that_cannot_be_reached(host: Host, authority: Authority) -> None:
-    """What serves goes on serving, one line calls for someone and says why, and the next try succeeds."""
+    """What serves goes on serving, and one line calls for someone and says why."""
     before = served(host)
     description = host.check_output("cat /etc/forge/certificates.toml")
     # What is due for another reason than its age.
@@ -158,11 +159,8 @@ def test_server_that_cannot_be_reached(host: Host, authority: Authority) -> None
         assert "onnection refused" in alert or "o route to host" in alert
         assert served(host) == before
         assert host.service(SERVICE).systemd_properties["Result"] == "success"
-    assert watch(host) == []
-    assert names(served(host)) == {DOMAIN, ALIASES[0]}
     host.check_output("printf %%s %s > /etc/forge/certificates.toml", f"{description}\n")
     assert watch(host) == []
-    assert names(served(host)) == {DOMAIN, *ALIASES}
 
 
 def test_key_that_others_know(host: Host, authority: Authority) -> None:
