@@ -32,6 +32,7 @@ class Machine:
     running: bool = True
     fails: dict[str, str] = field(default_factory=dict)
     """What certbot says of the apps that it gets nothing for."""
+    reasons: tuple[str, ...] = ("unspecified", "keycompromise")
     reload_fails: bool = False
     reload_hangs: bool = False
     lives: timedelta = timedelta(days=90)
@@ -45,7 +46,8 @@ class Machine:
         """As certbot: a new key and certificate in the app's archive, and links to them."""
         options = dict(zip(arguments, [*arguments[1:], ""], strict=True))
         if arguments[0] == "revoke":
-            return 0, "Congratulations!"
+            refused = options["--reason"] not in self.reasons
+            return (1, "the revocation reason provided is not allowed by the server") if refused else (0, "Revoked!")
         name = options["--cert-name"]
         if name in self.fails:
             return 1, f"Saving debug log to x\n\nDomain: {name}\nDetail: {self.fails[name]}\nAsk for help\n"
@@ -459,6 +461,21 @@ def test_reissue_and_revoke(machine: Machine, capsys: pytest.CaptureFixture[str]
     assert "had the old one revoked" in capsys.readouterr().out
     assert machine.do("reissue", "shopp") == 1
     assert "one of the apps shop, blog" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("reasons", "code"), [(("unspecified",), 0), ((), 1)])
+def test_reasons_that_a_server_does_not_know(
+    machine: Machine, capsys: pytest.CaptureFixture[str], reasons: tuple[str, ...], code: int
+) -> None:
+    """It is revoked without one; and where it is not at all, the new one serves and nobody thinks all was done."""
+    machine.do("install")
+    machine.do("renew")
+    before, machine.reasons = machine.live("shop"), reasons
+    assert machine.do("reissue", "shop", "--revoke") == code
+    said = capsys.readouterr()
+    assert ("had the old one revoked" in said.out) == (code == 0)
+    assert said.err.startswith("shop: the new certificate serves, but the old one was not revoked: " if code else "")
+    assert machine.live("shop") != before
 
 
 def test_reissue_that_fails_revokes_nothing(machine: Machine) -> None:

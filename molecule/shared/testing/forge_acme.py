@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from forge_scenario import playbook, until
-from forge_vault import STATE, cursor, down, journal
+from forge_vault import STATE, cursor, journal
 from forge_wire import tls
 from testinfra.host import Host
 
@@ -57,9 +57,6 @@ class Authority(Protocol):
     variables: Mapping[str, str]
     """What an inventory says of it."""
 
-    def down(self) -> AbstractContextManager[None]:
-        """Stop it for a while."""
-
     def has_revoked(self, certificate: x509.Certificate) -> bool:
         """Whether it says of one of its certificates that it is revoked."""
 
@@ -73,10 +70,6 @@ class OpenBao:
             "nginx_acme_directory": f"{vault.url}/v1/pki/acme/directory",
             "nginx_acme_ca_file": str(STATE / "ca.pem"),
         }
-
-    def down(self) -> AbstractContextManager[None]:
-        """Stop it for a while."""
-        return down(self._vault)
 
     def has_revoked(self, certificate: x509.Certificate) -> bool:
         """Whether it says of one of its certificates that it is revoked."""

@@ -412,7 +412,7 @@ class Certificates:
         """Replace an app's key and certificate by new ones, and revoke the old one once it serves no more.
 
         Raises:
-            Refused: nothing was issued or revoked.
+            Refused: nothing was issued.
             OSError: the same.
         """
         if self.config.source != ACME:
@@ -426,11 +426,11 @@ class Certificates:
         outcome = Outcome([f"{name}: asked {self.config.directory} for a certificate: told to"])
         self._serve([name], outcome)
         if revoke and known and not outcome.failed:
-            self._certbot(
-                *("revoke", "--cert-path", str(old), "--reason", "keycompromise", "--no-delete-after-revoke"),
-                server=server,
-            )
-            outcome.done.append(f"{name}: had the old one revoked")
+            try:
+                self._revoke(old, server)
+                outcome.done.append(f"{name}: had the old one revoked")
+            except Refused as error:
+                outcome.failed[name] = f"the new certificate serves, but the old one was not revoked: {error}"
         return outcome
 
     def due(self, name: str) -> str | None:
@@ -588,6 +588,21 @@ class Certificates:
             *("--force-renewal", "--renew-with-new-domains", "--break-my-certs"),
             server=self.config.directory,
         )
+
+    def _revoke(self, certificate: Path, server: str) -> None:
+        """Have a certificate revoked because its key is known.
+
+        Raises:
+            Refused: it was not.
+        """
+        command = ("revoke", "--cert-path", str(certificate), "--no-delete-after-revoke", "--reason")
+        try:
+            self._certbot(*command, "keycompromise", server=server)
+        except Refused as error:
+            # A server may know fewer reasons than there are, or none (RFC 8555, 7.6).
+            if "revocation reason" not in str(error):
+                raise
+            self._certbot(*command, "unspecified", server=server)
 
     def _certbot(self, *arguments: str, server: str) -> None:
         # Instead of all others: a private CA vouches for its own server only.
