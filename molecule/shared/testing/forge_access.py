@@ -187,9 +187,10 @@ def access(host: Host) -> dict[str, str]:
 
 def plan(host: Host, seconds: int, **changes: str) -> str:
     """A plan of what is there, with lines added to the file `ssh` or `firewall`."""
+    # Without the end of the last line, as all output comes here.
     present = {"ssh": host.check_output(f"cat {DROP_IN}"), "firewall": host.check_output(f"cat {RULES}")}
-    changed = {name: f"{content}\n{changes.get(name, '')}" for name, content in present.items()}
-    return json.dumps({"seconds": seconds, **present, **{name: changed[name] for name in changes}})
+    wanted = {name: "\n".join([text, *filter(None, [changes.get(name)]), ""]) for name, text in present.items()}
+    return json.dumps({"seconds": seconds, **wanted})
 
 
 def begin(host: Host, text: str, before: Sequence[str] = ()) -> Any:
