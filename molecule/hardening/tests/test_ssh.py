@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
-from forge_access import gets_in, ssh, vm
+import ssh_audit
+from forge_access import gets_in, ssh, stranger, vm
+from forge_scenario import podman
+from ssh_audit.builtin_policies import BUILTIN_POLICIES
 from testinfra.host import Host
 
-AUDIT_SECONDS = 60
+AUDIT = "python3 -c 'from ssh_audit.ssh_audit import main; main()'"
 PASSWORD = "correct-horse-battery-staple"  # pragma: allowlist secret
 
 
@@ -72,19 +74,21 @@ def test_old_algorithms_are_refused(option: str, missing: str) -> None:
 
 def test_what_a_session_may_not(host: Host) -> None:
     """Forward ports: the connection to Nginx's port on the host's loopback is refused by sshd."""
-    refused = ssh("true", "BatchMode=yes", "ExitOnForwardFailure=yes", "StdioForward=127.0.0.1:80")
+    refused = ssh("", "BatchMode=yes", "-W127.0.0.1:80")
     assert refused.returncode == 255
     assert "administratively prohibited" in refused.stderr
     assert not {"x11forwarding yes", "allowagentforwarding yes"} & set(host.check_output("sshd -T").splitlines())
 
 
 def test_the_judge(host: Host) -> None:
-    """ssh-audit's newest policy for the distribution passes, and its own reading has no failure and no warning."""
-    listed = subprocess.run(["ssh-audit", "--no-colors", "-L"], capture_output=True, text=True, check=True).stdout
+    """ssh-audit's newest policy for the distribution passes, with no failure and no warning."""
     release = host.check_output(". /etc/os-release; echo $VERSION_ID")
-    (*_, policy) = re.findall(rf'"?(Hardened Debian(?: Server)? {release} \(version \d+\))"?', listed)
-    command = ["ssh-audit", "--no-colors", "--policy", policy, vm()["address"]]
-    judged = subprocess.run(command, capture_output=True, text=True, timeout=AUDIT_SECONDS, check=False)
-    assert judged.returncode == 0, judged.stdout
-    assert "Passed" in judged.stdout
-    assert "Warning" not in judged.stdout
+    policies = [name for name in BUILTIN_POLICIES if name.startswith(f"Hardened Debian {release} (")]
+    newest = max(policies, key=lambda name: int(BUILTIN_POLICIES[name]["version"]))
+    # From an address that sshd does not penalise for the many connections that it makes.
+    with stranger(202) as judge:
+        podman("cp", str(Path(ssh_audit.__file__).parent), f"{judge.name}:/root/ssh_audit")
+        command = f"cd /root && {AUDIT} --no-colors --policy='{newest}' {vm()['address']} 2>&1; true"
+        said = judge.run("sh", "-c", command).stdout
+    assert "Passed" in said, said
+    assert not re.search("warning|fail", said, re.IGNORECASE), said

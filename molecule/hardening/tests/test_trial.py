@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,7 @@ from forge_access import DROP_IN, PENDING, access, begin, gets_in, plan, rules, 
 from forge_scenario import PROJECT, playbook, until
 from testinfra.host import Host
 
-SECONDS = 15  # hardening_trial_seconds of this scenario
-# Beyond that, for a slow machine.
-PATIENCE = 45
+PATIENCE = 60
 # Mistakes that no check of the syntax finds: no port of SSH's is open; no host key is left that the operator knows.
 NO_PORT: dict[str, object] = {"__hardening_open": []}
 NO_KEY: dict[str, object] = {"__hardening_host_key_algorithms": ["rsa-sha2-512"]}
@@ -89,17 +88,18 @@ def in_force(host: Host) -> Any:
     return (found := pending(host)) and found["in_force"] and found
 
 
-@pytest.mark.parametrize("mistake", [NO_PORT, NO_KEY], ids=["no port", "no key"])
+@pytest.mark.parametrize(
+    "mistake", [NO_PORT, pytest.param(NO_KEY, marks=pytest.mark.exhaustive)], ids=["no port", "no key"]
+)
 def test_a_mistake_is_undone(host: Host, mistake: dict[str, object]) -> None:
     """Nobody gets in while it is in force; then all is as before, and the run says so."""
     before = access(host)
-    with hardening_in_the_background(**mistake):
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(hardening, **mistake)
         until(lambda: in_force(host), PATIENCE, every=0.2)
         assert access(host)["files"] != before["files"]
         assert not gets_in()
-    # The run that nobody disturbs.
-    until(lambda: pending(host) is None, PATIENCE, every=0.5)
-    failed = hardening(**mistake)
+        failed = running.result()
     assert failed.returncode == 2, failed.stdout
     said = " ".join(failed.stdout.split())
     assert "Expected: a new SSH connection while the new configuration was in force. Found: " in said
@@ -112,7 +112,7 @@ def test_a_mistake_is_undone(host: Host, mistake: dict[str, object]) -> None:
     ("variables", "reason"),
     [
         ({"__hardening_open": [{"port": "no-such-service"}]}, "nft --check"),
-        ({"__hardening_kex": ["no-such-algorithm"]}, "sshd -T"),
+        pytest.param({"__hardening_kex": ["no-such-algorithm"]}, "sshd -T", marks=pytest.mark.exhaustive),
     ],
     ids=["rules", "sshd"],
 )
@@ -148,7 +148,7 @@ def test_a_run_that_follows_one_that_was_killed(host: Host) -> None:
 
 def test_a_check_starts_no_trial(host: Host) -> None:
     """It shows what would change in both files."""
-    before = access(host)
+    before, changed = access(host), host.check_output(f"stat --format=%Z {DROP_IN}")
     variables = {"hardening_ssh_forwarding": ["tcp"], "hardening_allowed": [{"port": 7003, "protocol": "udp"}]}
     checked = playbook("--tags", "hardening", "--check", "--diff", "--extra-vars", json.dumps(variables))
     assert checked.returncode == 0, checked.stdout
@@ -156,7 +156,8 @@ def test_a_check_starts_no_trial(host: Host) -> None:
     added = {line[1:].strip() for line in checked.stdout.splitlines() if line.startswith("+")}
     assert {"AllowTcpForwarding local", "udp dport 7003 accept"} <= added
     assert access(host) == before
-    assert not host.run("journalctl --no-pager --since=-30s --grep=forge-trial-").stdout.count("Started")
+    # Not even for a moment: a file that was away has another time of its last change.
+    assert host.check_output(f"stat --format=%Z {DROP_IN}") == changed
 
 
 def test_a_change_and_back(host: Host) -> None:
@@ -197,7 +198,7 @@ def test_who_may(host: Host) -> None:
     assert ssh(f"sudo forge-trial confirm {identity}", "BatchMode=yes").returncode == 0
     assert pending(host) is None
     assert "# a remark" in host.check_output("cat /etc/forge/firewall.nft")
-    back = json.dumps(json.loads(text) | {"firewall": json.loads(text)["firewall"].removesuffix("\n# a remark")})
+    back = json.dumps(json.loads(text) | {"firewall": json.loads(text)["firewall"].removesuffix("# a remark\n")})
     identity = json.loads(begin(host, back).stdout)["id"]
     assert ssh(f"sudo forge-trial confirm {identity}", "BatchMode=yes").returncode == 0
     assert access(host) == before
@@ -246,18 +247,17 @@ def test_killed_at_every_command(host: Host) -> None:
                 # In a unit of its own, as the shell of the tests would be told of the kill.
                 done = host.run(
                     f"printf %s %s | systemd-run --quiet --pipe --wait --setenv=PATH={folder}:/usr/sbin:/usr/bin"
-                    " /usr/local/sbin/forge-trial begin",
+                    " /usr/local/sbin/forge-trial begin || echo killed",
                     "%s",
                     text,
                 )
-                killed = done.rc != 0
+                killed = done.stdout.strip() == "killed"
                 timers = host.check_output("systemctl list-units --no-legend --plain 'forge-trial-*.timer'")
                 if not timers.strip():
                     assert {key: access(host)[key] for key in ("files", "rules", "sshd")} == {
                         key: before[key] for key in ("files", "rules", "sshd")
                     }, (number, when)
                     host.check_output("forge-trial undo")
-                    host.check_output("forge-trial begin --check < /dev/null || true")
                 until(lambda: pending(host) is None, PATIENCE, every=0.5)
                 # What a killed one left beside the files, the next one takes away.
                 begin(host, plan(host, 2))

@@ -67,7 +67,7 @@ def ssh(
     environment: dict[str, str] | None = None,
     identity: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command on the host over a connection of its own, by `options` (`-o` left out)."""
+    """Run a command on the host over a connection of its own; of `options`, `-o` is left out."""
     known = vm()
     chosen = [
         *options,
@@ -77,10 +77,19 @@ def ssh(
         "IdentitiesOnly=yes",
         "ConnectTimeout=5",
     ]
-    flags = [word for option in chosen for word in ("-o", option)]
+    flags = [option if option.startswith("-") else f"-o{option}" for option in chosen]
     target = f"{user or known['user']}@{known['address']}"
     return subprocess.run(
-        ["ssh", "-F", "none", *flags, "-i", identity or known["identity_file"], target, command],
+        [
+            "ssh",
+            "-F",
+            "none",
+            *flags,
+            "-i",
+            identity or known["identity_file"],
+            target,
+            *([command] if command else []),
+        ],
         env=os.environ | (environment or {}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -178,9 +187,10 @@ def access(host: Host) -> dict[str, str]:
 
 def plan(host: Host, seconds: int, **changes: str) -> str:
     """A plan of what is there, with lines added to the file `ssh` or `firewall`."""
+    # Without the end of the last line, as all output comes here.
     present = {"ssh": host.check_output(f"cat {DROP_IN}"), "firewall": host.check_output(f"cat {RULES}")}
-    changed = {name: f"{content}\n{changes.get(name, '')}" for name, content in present.items()}
-    return json.dumps({"seconds": seconds, **present, **{name: changed[name] for name in changes}})
+    wanted = {name: "\n".join([text, *filter(None, [changes.get(name)]), ""]) for name, text in present.items()}
+    return json.dumps({"seconds": seconds, **wanted})
 
 
 def begin(host: Host, text: str, before: Sequence[str] = ()) -> Any:
