@@ -63,7 +63,6 @@ attempt("unshare", lambda: call(272, 0x10000000))
 attempt("ptrace", lambda: call(101, 16, 1, 0, 0))
 attempt("reboot", lambda: call(169, 0, 0, 0, 0))
 attempt("clock", lambda: call(227, 0, b"\0" * 16))
-attempt("keyring", lambda: call(250, 0, -3, 1))
 attempt("real time", lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)))
 attempt("root", lambda: os.setuid(0))
 attempt("group", lambda: os.setgroups([0]))
@@ -88,34 +87,12 @@ print(json.dumps({
     "uid": os.getuid(), "devices": sorted(os.listdir("/dev")), "tmp": os.listdir("/tmp"),
 }))
 """
-FORBIDDEN = [
-    *(
-        "/etc/shadow",
-        "/etc/gshadow",
-        "/root",
-        "/home",
-        "/etc/nginx/tls",
-        "/etc/credstore.encrypted",
-        "/etc/ssh/ssh_host_ed25519_key",
-    ),
-    *(
-        "/var/lib/postgresql",
-        "/var/lib/forge",
-        "/var/lib/other",
-        "/var/lib/systemd/credential.secret",
-        "/var/log/journal",
-    ),
-    *(
-        "/var/log/nginx/inbox.json",
-        "/run/credentials",
-        "/run/other",
-        "/proc/kcore",
-        "/dev/mem",
-        "/dev/kmsg",
-        "/sys/kernel/debug",
-    ),
-    *("/proc/1/environ", "/etc/sudoers"),
-]
+FORBIDDEN = """
+/etc/shadow /etc/gshadow /etc/sudoers /etc/nginx/tls /etc/credstore.encrypted /etc/ssh/ssh_host_ed25519_key
+/root /home /var/lib/postgresql/*/main /var/lib/forge/inbox /var/lib/other /var/lib/systemd/credential.secret
+/var/log/journal/*/system.journal /var/log/nginx/inbox.json /run/credentials /run/other
+/dev/mem /dev/kmsg /proc/kcore /proc/1/environ /sys/kernel/debug
+"""
 
 
 def services(host: Host) -> list[str]:
@@ -182,8 +159,9 @@ def attacked(host: Host, status: Status) -> dict[str, object]:
         "mkdir --parents /var/lib/other /run/other && chown nobody /var/lib/other && chmod 0700 /var/lib/other /run/other"
     )
     host.check_output("printf %%s %s > /opt/attack.py", ATTACK)
-    start = f"ExecStart=/usr/bin/python3 /opt/attack.py {release} '{json.dumps(FORBIDDEN)}' {outside}"
-    unit = f"{body}\nType=oneshot\n{start}\nStandardOutput=file:/run/attack.json\n"
+    paths = host.check_output(f"for path in {' '.join(FORBIDDEN.split())}; do echo $path; done").split()
+    start = f"ExecStart=/usr/bin/python3 /opt/attack.py {release} '{json.dumps(paths)}' {outside}"
+    unit = f"{body}\nType=oneshot\n{start}\nStandardOutput=truncate:/run/attack.json\n"
     host.check_output("printf %%s %s > /run/systemd/system/forge-attack.service", unit)
     try:
         host.check_output("systemctl daemon-reload && touch /tmp/outside")
