@@ -155,9 +155,7 @@ def attacked(host: Host, status: Status) -> dict[str, object]:
         r"^(\[Unit\]|Wants=|After=|Type=|Exec|NotifyAccess=|Restart|Timeout|LoadCred).*$", "", own, flags=re.MULTILINE
     )
     outside = str(main_pid(host, "nginx.service"))
-    host.check_output(
-        "mkdir --parents /var/lib/other /run/other && chown nobody /var/lib/other && chmod 0700 /var/lib/other /run/other"
-    )
+    host.check_output("install --directory --owner=nobody --mode=0700 /var/lib/other /run/other")
     host.check_output("printf %%s %s > /opt/attack.py", ATTACK)
     paths = host.check_output(f"for path in {' '.join(FORBIDDEN.split())}; do echo $path; done").split()
     start = f"ExecStart=/usr/bin/python3 /opt/attack.py {release} '{json.dumps(paths)}' {outside}"
