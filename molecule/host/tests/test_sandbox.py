@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from secrets import token_urlsafe
 
+import hvac
 import pytest
-from forge_scenario import Status, main_pid, show
+from forge_events import answer, forgectl, psql, settle
+from forge_scenario import Status, main_pid, show, until
+from forge_vault import PATH
 from testinfra.host import Host
 
 APP, NGINX, OTHER = 1.5, 2.5, 2.0
@@ -182,9 +186,37 @@ def test_attacker_in_the_app_gets_nowhere(host: Host, attacked: dict[str, object
     assert not {"sda", "vda", "mem", "kmsg", "fuse", "kvm", "loop0"} & set(attacked["devices"])  # type: ignore[call-overload]
 
 
-def test_leases_and_rotation_still_work_in_theirs(host: Host) -> None:
+def test_units_do_their_work_in_their_sandboxes(host: Host) -> None:
     """A unit that its sandbox breaks would have failed."""
     for unit in ("forge-recycle@inbox.service", "forge-rotate@inbox.service", "forge-reboot.service"):
         host.check_output("systemctl start %s", unit)
         assert show(host, unit, "Result") == "success"
     assert host.check_output("systemctl --failed --no-legend --plain") == ""
+
+
+def test_recycling_sees_the_memory_of_the_app(host: Host, live: str) -> None:
+    """Of processes of another user, in another namespace, which it can't even list without its one capability."""
+    asked = "from forgectl import systemd; print('sees', systemd.memory('" + live + "'))"
+    folder = "/run/systemd/system/forge-recycle@inbox.service.d"
+    drop_in = f'[Service]\nExecStart=\nExecStart=/opt/forge/forgectl/bin/python -c "{asked}"\n'
+    host.check_output(f"mkdir --parents {folder} && printf %%s %s > {folder}/ask.conf", drop_in)
+    try:
+        host.check_output("systemctl daemon-reload && systemctl start forge-recycle@inbox.service")
+        said = host.check_output("journalctl --unit=forge-recycle@inbox.service --grep=^sees --output=cat --lines=1")
+    finally:
+        host.check_output(f"rm --recursive {folder} && systemctl daemon-reload")
+    assert int(said.split()[1]) > 2**23
+
+
+def test_rotation_and_watch_reach_what_they_need(host: Host, vault: hvac.Client, status: Status) -> None:
+    """A new value from Vault is put into service, and a password that no slot uses any more is taken."""
+    before = status()["live"]
+    vault.secrets.kv.v2.patch(PATH, {"signing_key": token_urlsafe(36)})
+    host.check_output("systemctl start forge-rotate@inbox.service")
+    settle(status)
+    assert status()["live"]["slot"] != before["slot"]
+    answer(forgectl(host, "secrets", "rotate", "inbox", "--database-password", "--json"))
+    settle(status)
+    with_password = "SELECT count(*) FROM pg_authid WHERE rolname ~ '^inbox_app' AND rolpassword IS NOT NULL"
+    assert until(lambda: psql(host, with_password) == "1", 30)
+    assert show(host, "forge-watch@inbox.service", "Result") == "success"
