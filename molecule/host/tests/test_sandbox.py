@@ -10,7 +10,7 @@ from secrets import token_urlsafe
 import hvac
 import pytest
 from forge_events import answer, forgectl, psql, settle
-from forge_scenario import Status, main_pid, show, until
+from forge_scenario import Status, main_pid, secrets_at, show, until
 from forge_vault import PATH
 from testinfra.host import Host
 
@@ -211,7 +211,8 @@ def test_recycling_sees_the_memory_of_the_app(host: Host, live: str) -> None:
 def test_rotation_and_watch_reach_what_they_need(host: Host, vault: hvac.Client, status: Status) -> None:
     """A new value from Vault is put into service, and a password that no slot uses any more is taken."""
     before = status()["live"]
-    vault.secrets.kv.v2.patch(PATH, {"signing_key": token_urlsafe(36)})
+    values = secrets_at(vault, PATH) | {"signing_key": token_urlsafe(36)}
+    vault.secrets.kv.v2.create_or_update_secret(PATH, values)
     host.check_output("systemctl start forge-rotate@inbox.service")
     settle(status)
     assert status()["live"]["slot"] != before["slot"]
