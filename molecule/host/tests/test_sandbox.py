@@ -195,7 +195,7 @@ def test_units_do_their_work_in_their_sandboxes(host: Host) -> None:
 
 
 def test_recycling_sees_the_memory_of_the_app(host: Host, live: str) -> None:
-    """Of processes of another user, in another namespace, which it can't even list without its one capability."""
+    """Of processes of another user: the namespace that they are in belongs to root."""
     asked = "from forgectl import systemd; print('sees', systemd.memory('" + live + "'))"
     folder = "/run/systemd/system/forge-recycle@inbox.service.d"
     drop_in = f'[Service]\nExecStart=\nExecStart=/opt/forge/forgectl/bin/python -c "{asked}"\n'
