@@ -23,6 +23,7 @@ ROLES = Path(__file__).resolve().parents[3] / "roles"
 NOT_OVERRIDDEN = {
     "base_apt_proxy": "there is no proxy",
     "base_swap_mib": "a container has no swap of its own",
+    "base_kernel_settings": "the kernel is that of the machine",
     "secrets_no_log": "would print wrapping tokens",  # pragma: allowlist secret
     "secrets_vault_token": "set by every scenario",  # pragma: allowlist secret
     "nginx_tls_ca_name": "of another source of certificates",
@@ -130,6 +131,21 @@ def test_modern_profile_knows_no_older_tls(host: Host) -> None:
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"), tls(host, "events.example.org", context):
         pass
+
+
+def test_updates_are_for_a_person(host: Host) -> None:
+    """None comes by itself; whoever asks gets more than security's; and a reboot that is due is only told of."""
+    assert 'Unattended-Upgrade "0"' in host.check_output("apt-config dump APT::Periodic::Unattended-Upgrade")
+    said = host.run("unattended-upgrade --dry-run --debug")
+    (allowed,) = [line for line in said.stdout.splitlines() if line.startswith("Allowed origins are: ")]
+    assert "label=Debian-Security, origin=Debian," in allowed
+    host.check_output("touch /run/reboot-required")
+    try:
+        host.check_output("systemctl start forge-reboot.service")
+        told = host.check_output("journalctl --unit=forge-reboot.service --priority=err --output=cat")
+    finally:
+        host.check_output("rm /run/reboot-required")
+    assert "ALERT host: a reboot is due (an update asks for it), and base_reboot_window names no time" in told
 
 
 def test_app_runs_within_its_limits(host: Host, status: Status, live: str) -> None:

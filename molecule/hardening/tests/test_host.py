@@ -94,8 +94,8 @@ def test_updater_and_reboot_are_due_in_the_window(host: Host) -> None:
     start = window.partition("-")[0]
     for unit, times in (("apt-daily-upgrade.timer", 1), ("forge-reboot.timer", 6)):
         assert host.service(unit).is_running
-        due = re.findall(r"OnCalendar=\*-\*-\* ([\d:]+)", show(host, unit, "TimersCalendar"))
-        assert due[0] == f"{start}:00"
+        due = set(re.findall(r"OnCalendar=\*-\*-\* ([\d:]+)", show(host, unit, "TimersCalendar")))
+        assert f"{start}:00" in due
         assert len(due) == times
 
 

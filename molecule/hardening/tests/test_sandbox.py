@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from secrets import token_urlsafe
 
+import hvac
 import pytest
-from forge_scenario import Status, main_pid, show
+from forge_events import answer, forgectl, psql, settle
+from forge_scenario import Status, main_pid, secrets_at, show, until
+from forge_vault import PATH
 from testinfra.host import Host
 
 APP, NGINX, OTHER = 1.5, 2.5, 2.0
@@ -63,7 +67,6 @@ attempt("unshare", lambda: call(272, 0x10000000))
 attempt("ptrace", lambda: call(101, 16, 1, 0, 0))
 attempt("reboot", lambda: call(169, 0, 0, 0, 0))
 attempt("clock", lambda: call(227, 0, b"\0" * 16))
-attempt("keyring", lambda: call(250, 0, -3, 1))
 attempt("real time", lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)))
 attempt("root", lambda: os.setuid(0))
 attempt("group", lambda: os.setgroups([0]))
@@ -88,34 +91,12 @@ print(json.dumps({
     "uid": os.getuid(), "devices": sorted(os.listdir("/dev")), "tmp": os.listdir("/tmp"),
 }))
 """
-FORBIDDEN = [
-    *(
-        "/etc/shadow",
-        "/etc/gshadow",
-        "/root",
-        "/home",
-        "/etc/nginx/tls",
-        "/etc/credstore.encrypted",
-        "/etc/ssh/ssh_host_ed25519_key",
-    ),
-    *(
-        "/var/lib/postgresql",
-        "/var/lib/forge",
-        "/var/lib/other",
-        "/var/lib/systemd/credential.secret",
-        "/var/log/journal",
-    ),
-    *(
-        "/var/log/nginx/inbox.json",
-        "/run/credentials",
-        "/run/other",
-        "/proc/kcore",
-        "/dev/mem",
-        "/dev/kmsg",
-        "/sys/kernel/debug",
-    ),
-    *("/proc/1/environ", "/etc/sudoers"),
-]
+FORBIDDEN = """
+/etc/shadow /etc/gshadow /etc/sudoers /etc/nginx/tls /etc/credstore.encrypted /etc/ssh/ssh_host_ed25519_key
+/root /home /var/lib/postgresql/*/main /var/lib/forge/inbox /var/lib/other /var/lib/systemd/credential.secret
+/var/log/journal/*/system.journal /var/log/nginx/inbox.json /run/credentials /run/other
+/dev/mem /dev/kmsg /proc/kcore /proc/1/environ /sys/kernel/debug
+"""
 
 
 def services(host: Host) -> list[str]:
@@ -178,12 +159,11 @@ def attacked(host: Host, status: Status) -> dict[str, object]:
         r"^(\[Unit\]|Wants=|After=|Type=|Exec|NotifyAccess=|Restart|Timeout|LoadCred).*$", "", own, flags=re.MULTILINE
     )
     outside = str(main_pid(host, "nginx.service"))
-    host.check_output(
-        "mkdir --parents /var/lib/other /run/other && chown nobody /var/lib/other && chmod 0700 /var/lib/other /run/other"
-    )
+    host.check_output("install --directory --owner=nobody --mode=0700 /var/lib/other /run/other")
     host.check_output("printf %%s %s > /opt/attack.py", ATTACK)
-    start = f"ExecStart=/usr/bin/python3 /opt/attack.py {release} '{json.dumps(FORBIDDEN)}' {outside}"
-    unit = f"{body}\nType=oneshot\n{start}\nStandardOutput=file:/run/attack.json\n"
+    paths = host.check_output(f"for path in {' '.join(FORBIDDEN.split())}; do echo $path; done").split()
+    start = f"ExecStart=/usr/bin/python3 /opt/attack.py {release} '{json.dumps(paths)}' {outside}"
+    unit = f"{body}\nType=oneshot\n{start}\nStandardOutput=truncate:/run/attack.json\n"
     host.check_output("printf %%s %s > /run/systemd/system/forge-attack.service", unit)
     try:
         host.check_output("systemctl daemon-reload && touch /tmp/outside")
@@ -206,9 +186,38 @@ def test_attacker_in_the_app_gets_nowhere(host: Host, attacked: dict[str, object
     assert not {"sda", "vda", "mem", "kmsg", "fuse", "kvm", "loop0"} & set(attacked["devices"])  # type: ignore[call-overload]
 
 
-def test_leases_and_rotation_still_work_in_theirs(host: Host) -> None:
+def test_units_do_their_work_in_their_sandboxes(host: Host) -> None:
     """A unit that its sandbox breaks would have failed."""
     for unit in ("forge-recycle@inbox.service", "forge-rotate@inbox.service", "forge-reboot.service"):
         host.check_output("systemctl start %s", unit)
         assert show(host, unit, "Result") == "success"
     assert host.check_output("systemctl --failed --no-legend --plain") == ""
+
+
+def test_recycling_sees_the_memory_of_the_app(host: Host, live: str) -> None:
+    """Of processes of another user: the namespace that they are in belongs to root."""
+    asked = "from forgectl import systemd; print('sees', systemd.memory('" + live + "'))"
+    folder = "/run/systemd/system/forge-recycle@inbox.service.d"
+    drop_in = f'[Service]\nExecStart=\nExecStart=/opt/forge/forgectl/bin/python -c "{asked}"\n'
+    host.check_output(f"mkdir --parents {folder} && printf %%s %s > {folder}/ask.conf", drop_in)
+    try:
+        host.check_output("systemctl daemon-reload && systemctl start forge-recycle@inbox.service")
+        said = host.check_output("journalctl --unit=forge-recycle@inbox.service --grep=^sees --output=cat --lines=1")
+    finally:
+        host.check_output(f"rm --recursive {folder} && systemctl daemon-reload")
+    assert int(said.split()[1]) > 2**23
+
+
+def test_rotation_and_watch_reach_what_they_need(host: Host, vault: hvac.Client, status: Status) -> None:
+    """A new value from Vault is put into service, and a password that no slot uses any more is taken."""
+    before = status()["live"]
+    values = secrets_at(vault, PATH) | {"signing_key": token_urlsafe(36)}
+    vault.secrets.kv.v2.create_or_update_secret(PATH, values)
+    host.check_output("systemctl start forge-rotate@inbox.service")
+    settle(status)
+    assert status()["live"]["slot"] != before["slot"]
+    answer(forgectl(host, "secrets", "rotate", "inbox", "--database-password", "--json"))
+    settle(status)
+    with_password = "SELECT count(*) FROM pg_authid WHERE rolname ~ '^inbox_app' AND rolpassword IS NOT NULL"
+    assert until(lambda: psql(host, with_password) == "1", 30)
+    assert show(host, "forge-watch@inbox.service", "Result") == "success"

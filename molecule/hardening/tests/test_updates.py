@@ -23,7 +23,7 @@ def packages(host: Host, *files: str) -> str:
 def library(host: Host, pid: int, name: str) -> str:
     """The file that a process has mapped of a library."""
     maps = host.check_output("cat /proc/%s/maps", str(pid))
-    return next(line.split()[5] for line in maps.splitlines() if f"/{name}" in line)
+    return str(next(line.split()[5] for line in maps.splitlines() if f"/{name}" in line))
 
 
 def master(host: Host) -> int:

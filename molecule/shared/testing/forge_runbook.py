@@ -28,7 +28,7 @@ PLACES = ("vm", "control", "console", "vault")
 ATTRIBUTES = {"on", "exit", "types"}
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (?P<title>.+)$", re.MULTILINE)
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 600.0
 
 
 class Step(NamedTuple):
