@@ -598,6 +598,8 @@ def test_http3_is_asked_for(rendered: Path) -> None:
     (advertised,) = [body for words, body in http if words[-1] == "$forge_alt_svc"]
     assert advertised[0][0][1] == r"h3=\":443\"; ma=3600"
     assert not any("quic" in (rendered / "plain" / name).read_text() for name in ("default.conf", "site.conf"))
+
+
 def test_acme_server_reaches_its_answers(rendered: Path) -> None:
     """Through both ports; all else goes where it went."""
     plain, tls = servers(rendered, "issued")
