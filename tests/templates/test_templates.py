@@ -581,7 +581,7 @@ def test_tls_is_mozillas_profile(rendered: Path) -> None:
     assert values(changed, "ssl_protocols") == [["TLSv1.3"]]
     assert len(values(plain, "ssl_ciphers")[0][0].split(":")) == 6
     assert values(changed, "ssl_ciphers") == []
-    assert values(plain, "ssl_ecdh_curve") == [["X25519MLKEM768:X25519:prime256v1:secp384r1"]]
+    assert values(plain, "ssl_ecdh_curve") == [["?X25519MLKEM768:X25519:prime256v1:secp384r1"]]
     assert values(changed, "ssl_ecdh_curve") == [["X25519:prime256v1:secp384r1"]]
     for http in (plain, changed):
         assert values(http, "ssl_session_tickets") == [["off"]]

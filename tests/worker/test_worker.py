@@ -37,7 +37,7 @@ def render(template: str, **variables: Any) -> str:
     environment = jinja2.Environment(  # noqa: S701 - configuration, not HTML
         loader=jinja2.FileSystemLoader(ROOT / "roles"), trim_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["comment"] = lambda text: f"# {text}"
+    environment.filters |= {"comment": lambda text: f"# {text}", "to_json": json.dumps, "regex_escape": re.escape}
     return environment.get_template(template).render(ansible_managed="", **variables)
 
 
@@ -46,6 +46,9 @@ def entry(**changes: Any) -> dict[str, Any]:
     chain = {**timeouts.chain(10), **changes.pop("timeouts", {})}
     workers = {"count": changes.pop("workers", 2), "reasons": ["a test"]}
     app = {"name": "shop", "domain": "shop.test", "aliases": [], "max_body_kib": 64, "metrics_path": "/metrics"}
+    # No limit that a test could meet.
+    limits = dict.fromkeys(("requests_per_second", "burst", "concurrent_requests", "streams"), 50_000)
+    app |= {"client_limits": limits, "content_security_policy": "", "body_limits": {}, "static": {}}
     return {**app, "max_requests": 0, "timeouts": chain, "workers": workers, **changes}
 
 
@@ -178,12 +181,20 @@ def edge(tmp_path: Path) -> Iterator[Edge]:
         port = free.getsockname()[1]
     (tmp_path / "run/shop").mkdir(parents=True)
     (tmp_path / "forge").mkdir()
+    (tmp_path / "denied.conf").touch()
     common = {
         "app": entry(timeouts={"proxy_idle": PROXY_IDLE}),
         "nginx_ipv6": False,
         "nginx_hsts_seconds": 0,
         "nginx_worker_connections": 512,
         "nginx_real_ip_from": [],
+        "nginx_http3": False,
+        "nginx_tls_profile": "modern",
+        "__nginx_tls_profile": {"protocols": "TLSv1.3", "ciphers": []},
+        "__nginx_tls_groups": ["X25519"],
+        "__nginx_compressed": ["application/json"],
+        "__nginx_headers": {},
+        "__nginx_methods": ["[A-Z]+"],
         "__nginx_http2_directive": False,
         "__nginx_stream_idle": 60,
         "__nginx_retry_after": 7,
@@ -194,6 +205,8 @@ def edge(tmp_path: Path) -> Iterator[Edge]:
         text = render(f"nginx/templates/{template}.j2", **common)
         for pattern, replacement in {
             r"^user .*": "user root;",  # of the folder that pytest made; no effect for anyone but root
+            # With them the module for Brotli, which the developer's machine may not have.
+            r"^ *brotli.*": "",
             r"^pid .*|^include modules.*|^ *ssl_certificate.*|^ *include conf\.d.*": "",
             r"listen 443 ssl http2;": f"listen 127.0.0.1:{port} backlog=1024;",
             r"listen 80;": f"listen unix:{tmp_path}/plain.sock;",

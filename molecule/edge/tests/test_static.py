@@ -46,6 +46,16 @@ def test_files_are_compressed(client: httpx.Client) -> None:
     assert (plain.text, "content-encoding" in plain.headers) == (whole, False)
 
 
+def test_what_is_compressed_already_is_served_so(host: Host) -> None:
+    """As it lies there."""
+    for coding, content in {"gzip": b"as gzip left it", "br": b"as brotli left it", "": b"plain"}.items():
+        request = f"GET /assets/ready.9c0d1e2f.css HTTP/1.1\r\nHost: {DOMAIN}\r\nConnection: close\r\n"
+        with tls(host, DOMAIN) as connection:
+            answer = exchange(connection, f"{request}Accept-Encoding: {coding}\r\n\r\n".encode())
+        assert (answer.status, answer.body) == (200, content)
+        assert f"content-encoding: {coding}" in answer.head or not coding
+
+
 def test_files_survive_the_app(host: Host, client: httpx.Client) -> None:
     """Nothing of Python runs for them."""
     host.check_output("systemctl stop 'inbox@*.socket' 'inbox@*.service'")
