@@ -600,7 +600,8 @@ class Certificates:
         command = ("revoke", "--cert-path", str(certificate), "--no-delete-after-revoke", "--reason")
         # Not this program once more, which would revoke the certificate that serves now.
         trust = f"REQUESTS_CA_BUNDLE={self.config.ca_file} " if self.config.ca_file else ""
-        do = f"wait until the server answers, then: sudo {trust}certbot revoke --cert-path {certificate} --server {server}"
+        again = f"sudo {trust}certbot revoke --cert-path {certificate} --server {server}"
+        do = f"wait until the server answers, then: {again}"
         try:
             self._certbot(*command, "keycompromise", server=server, do=do)
         except Refused as error:
