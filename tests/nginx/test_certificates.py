@@ -475,6 +475,8 @@ def test_reasons_that_a_server_does_not_know(
     said = capsys.readouterr()
     assert ("had the old one revoked" in said.out) == (code == 0)
     assert said.err.startswith("shop: the new certificate serves, but the old one was not revoked: " if code else "")
+    old = machine.places.certbot.resolve() / "archive/shop/cert1.pem"
+    assert said.err.endswith(f"certbot revoke --cert-path {old} --server {DIRECTORY}\n" if code else "")
     assert machine.live("shop") != before
 
 

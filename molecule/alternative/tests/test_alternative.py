@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from forge_scenario import Status, until
+from forge_scenario import Status, show, until
 from forge_wire import tls, trust
 from testinfra.host import Host
 
@@ -95,10 +95,9 @@ def test_files_are_the_certificate(client: httpx.Client) -> None:
 
 def test_certificate_is_looked_at(host: Host) -> None:
     """As often as the inventory says, and called for as early."""
-    timer = host.service("forge-certificates.timer")
-    assert timer.is_running
-    assert "OnUnitInactiveUSec=6h" in timer.systemd_properties["TimersMonotonic"]
-    assert timer.systemd_properties["RandomizedDelayUSec"] == "1h 30min"
+    assert host.service("forge-certificates.timer").is_running
+    assert "OnUnitInactiveUSec=6h" in show(host, "forge-certificates.timer", "TimersMonotonic")
+    assert show(host, "forge-certificates.timer", "RandomizedDelayUSec") == "1h 30min"
     assert "alert_days = 30" in host.check_output("cat /etc/forge/certificates.toml")
 
 

@@ -112,7 +112,11 @@ class Pebble:
         self._host = host
         self._names = names
         server = folder / "pebble.pem"
-        self.variables = {"nginx_acme_directory": f"https://{PEBBLE_NAME}:14000/dir", "nginx_acme_ca_file": str(server)}
+        self.variables = {
+            "nginx_acme_directory": f"https://{PEBBLE_NAME}:14000/dir",
+            "nginx_acme_ca_file": str(server),
+            "nginx_acme_email": "ops@example.org",
+        }
         host.check_output("rm -rf %s /etc/letsencrypt/accounts/%s*; mkdir %s", PEBBLE, PEBBLE_NAME, PEBBLE)
         host.check_output(PEBBLE_KEY)
         host.check_output("printf %%s %s > %s/config.json", json.dumps({"pebble": PEBBLE_CONFIG}), PEBBLE)

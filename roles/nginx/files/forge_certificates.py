@@ -587,6 +587,8 @@ class Certificates:
             # Whether it is due was decided above, and the inventory says for what and by whom.
             *("--force-renewal", "--renew-with-new-domains", "--break-my-certs"),
             server=self.config.directory,
+            do="if it names a domain, have that point at this host, with port 80 open to the CA; if it names the "
+            "server, wait until that answers; then: sudo forge-certificates renew",
         )
 
     def _revoke(self, certificate: Path, server: str) -> None:
@@ -596,27 +598,27 @@ class Certificates:
             Refused: it was not.
         """
         command = ("revoke", "--cert-path", str(certificate), "--no-delete-after-revoke", "--reason")
+        # Not this program once more, which would revoke the certificate that serves now.
+        trust = f"REQUESTS_CA_BUNDLE={self.config.ca_file} " if self.config.ca_file else ""
+        again = f"sudo {trust}certbot revoke --cert-path {certificate} --server {server}"
+        do = f"wait until the server answers, then: {again}"
         try:
-            self._certbot(*command, "keycompromise", server=server)
+            self._certbot(*command, "keycompromise", server=server, do=do)
         except Refused as error:
             # A server may know fewer reasons than there are, or none (RFC 8555, 7.6).
             if "revocation reason" not in str(error):
                 raise
-            self._certbot(*command, "unspecified", server=server)
+            self._certbot(*command, "unspecified", server=server, do=do)
 
-    def _certbot(self, *arguments: str, server: str) -> None:
+    def _certbot(self, *arguments: str, server: str, do: str) -> None:
         # Instead of all others: a private CA vouches for its own server only.
         trust = {"REQUESTS_CA_BUNDLE": self.config.ca_file} if self.config.ca_file else {}
         command = ["certbot", *arguments, "--non-interactive", "--server", server]
         code, said = run(command, CERTBOT_SECONDS, trust)
         if code != 0:
-            lines = [line.strip() for line in said.splitlines() if line.strip()]
-            reason = " | ".join(line for line in lines if not line.startswith(CERTBOT_NOISE)).split(" | ")[-SAID_LINES:]
-            do = (
-                "if it names a domain, have that point at this host, with port 80 open to the CA; "
-                "if it names the server, wait until that answers; then: sudo forge-certificates renew"
-            )
-            raise Refused(f"{server} to do as asked", f"certbot {arguments[0]} failed: {' | '.join(reason)}", do)
+            lines = [line.strip() for line in said.splitlines()]
+            told = [line for line in lines if line and not line.startswith(CERTBOT_NOISE)][-SAID_LINES:]
+            raise Refused(f"{server} to do as asked", f"certbot {arguments[0]} failed: {' | '.join(told)}", do)
 
 
 def der(certificate: x509.Certificate) -> bytes:
