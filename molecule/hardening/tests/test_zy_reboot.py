@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,9 +21,9 @@ UNIT = "forge-reboot.service"
 # The window of the inventory is at night.
 ALWAYS = "[Service]\nExecStart=\nExecStart=/usr/local/sbin/forge-reboot --window 00:00-00:00\n"
 FLOCK = "flock /var/lib/forge/inbox/lock sleep 60"
-LOCKF = "python3 -c %s"
 APT = "import fcntl, time; f = open('/var/lib/dpkg/lock-frontend', 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); time.sleep(60)"
-SLOW_SECONDS = 3.0
+UPLOAD_SECONDS = 12
+"""Longer than Nginx goes on announcing the end of connections: the upload is under way when it closes its ports."""
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +108,15 @@ def test_killed_while_it_drains(host: Host, client: httpx.Client) -> None:
     host.check_output("systemctl reset-failed")
 
 
+def upload() -> Iterator[bytes]:
+    """An event that takes its time."""
+    yield b'{"type": "upload.slow", "payload": {"text": "'
+    for _ in range(UPLOAD_SECONDS):
+        time.sleep(1)
+        yield b"slow "
+    yield b'"}}'
+
+
 def test_reboot_drains_and_everything_comes_back(host: Host, client: httpx.Client, status: Status) -> None:
     """Under load: who got in is answered, who comes later is refused, and what was acknowledged is there afterwards.
 
@@ -118,9 +129,12 @@ def test_reboot_drains_and_everything_comes_back(host: Host, client: httpx.Clien
     host.check_output(
         "printf 'f /run/reboot-required\\nf /run/reboot-required.pkgs - - - - libc6\\n' > /etc/tmpfiles.d/due.conf"
     )
-    with forge_load.running(variables["ansible_host"], variables["apps"]["inbox"]["domain"], trust, rate=40.0) as load:
+    site = (variables["ansible_host"], variables["apps"]["inbox"]["domain"], trust)
+    with ThreadPoolExecutor() as pool, forge_load.running(*site, rate=40.0, extras=False) as load:
         time.sleep(4)
         began = time.time()
+        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex}
+        slow = pool.submit(client.post, "/v1/events", content=upload(), headers=headers)
         host.check_output("systemctl start --no-block %s", UNIT)
         until(
             lambda: podman("inspect", "--format={{.State.Running}}", CONTAINER).stdout.strip() == b"false",
@@ -131,6 +145,8 @@ def test_reboot_drains_and_everything_comes_back(host: Host, client: httpx.Clien
     podman("start", CONTAINER)
     until(lambda: ready(client), 90, every=0.5)
     until(lambda: reachable(host), 60)
+    assert slow.result().status_code == 201
+    assert client.get(f"/v1/events/{slow.result().json()['id']}").status_code == 200
     inside = load.result.between(began, ended)
     outcomes = {record.outcome for record in inside}
     assert forge_load.OK in outcomes
