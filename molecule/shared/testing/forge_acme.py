@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from forge_scenario import playbook, until
-from forge_vault import STATE, cursor, journal
+from forge_vault import STATE, alerts, cursor
 from forge_wire import tls
 from testinfra.host import Host
 
@@ -190,7 +190,7 @@ def watch(host: Host) -> list[str]:
     """Do what the timer does, and return the alert lines."""
     since = cursor(host)
     host.check_output("systemctl start %s", SERVICE)
-    return journal(host, since, "--priority=err", "--grep=^ALERT inbox: ", f"--unit={SERVICE}")
+    return alerts(host, since)
 
 
 @pytest.fixture(scope="session")
