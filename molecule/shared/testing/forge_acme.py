@@ -30,6 +30,7 @@ DOMAIN = "inbox.example.com"
 ALIASES = ["www.inbox.example.com", "inbox.example.net"]
 """Those of the app in the scenario."""
 SERVICE = "forge-certificates.service"
+ERR = 3
 
 PEBBLE = "/run/pebble"
 PEBBLE_NAME = "acme.example.org"
@@ -190,7 +191,9 @@ def watch(host: Host) -> list[str]:
     """Do what the timer does, and return the alert lines."""
     since = cursor(host)
     host.check_output("systemctl start %s", SERVICE)
-    return journal(host, since, "--priority=err", "--grep=^ALERT inbox: ", f"--unit={SERVICE}")
+    # Judged here: journalctl 252 skips the first match of its own filters after a cursor.
+    lines = [json.loads(line) for line in journal(host, since, "--grep=^ALERT inbox: ", "--output=json")]
+    return [line["MESSAGE"] for line in lines if int(line["PRIORITY"]) <= ERR]
 
 
 @pytest.fixture(scope="session")
@@ -217,6 +220,9 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any
             .not_valid_before(now - timedelta(days=90))
             .not_valid_after(now + timedelta(days=days))
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(each) for each in (DOMAIN, *ALIASES)]), False)
+            # Clients trust all that were ever made, and tell them apart by these.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), False)
             .sign(key, hashes.SHA256())
         )
         write_pair(folder / "inbox", other if other_key else key, signed)
