@@ -87,15 +87,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
     def _connect_anew(self) -> None:
         """Have the next command open a connection of its own, to the host itself."""
-        arguments = str(self._connection.get_option("ssh_args") or "")
-        if not arguments.startswith(FRESH):
-            self._connection.set_option("ssh_args", f"{FRESH} {arguments}")
+        # Mitogen tells connections apart by their arguments, so another pair of options makes another one each time.
+        self._connection.set_option("ssh_args", f"{FRESH} {self._connection.get_option('ssh_args') or ''}")
         self._connection.close()
 
     def _call(self, *arguments: str, plan: dict[str, Any] | None = None) -> tuple[int, str, str]:
         """Call the program on the host; return its exit code and what it printed on both ways."""
         command = shlex.join([str(self._task.args["program"]), *arguments])
-        answer = self._low_level_execute_command(command, in_data=None if plan is None else json.dumps(plan).encode())
+        # Without any input Mitogen would play a terminal, on which errors can't be told from output.
+        answer = self._low_level_execute_command(command, in_data=json.dumps(plan or {}).encode())
         return int(answer["rc"]), str(answer["stdout"]), str(answer["stderr"])
 
 

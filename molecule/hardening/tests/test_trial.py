@@ -180,7 +180,7 @@ def test_who_may_not_confirm(host: Host) -> None:
     # The tests' own connection, which was there all along, as that of a shared ControlMaster is.
     old = host.run("forge-trial confirm %s", identity)
     assert (old.rc, "one from before the change" in old.stderr) == (1, True), old.stderr
-    left = host.run("systemd-run --quiet --pipe --wait forge-trial confirm %s", identity)
+    left = host.run("systemd-run --quiet --collect --pipe --wait forge-trial confirm %s", identity)
     assert (left.rc, "found none above" in left.stderr) == (1, True), left.stderr
     local = host.run("bash -c %s loop %s %s", LOOP, vm()["address"], identity)
     assert (local.rc, "from this host" in local.stderr) == (1, True), local.stderr
@@ -246,7 +246,8 @@ def test_killed_at_every_command(host: Host) -> None:
                 text = plan(host, 2, firewall="# a remark", ssh="# a remark")
                 # In a unit of its own, as the shell of the tests would be told of the kill.
                 done = host.run(
-                    f"printf %s %s | systemd-run --quiet --pipe --wait --setenv=PATH={folder}:/usr/sbin:/usr/bin"
+                    "printf %s %s | systemd-run --quiet --collect --pipe --wait"
+                    f" --setenv=PATH={folder}:/usr/sbin:/usr/bin"
                     " /usr/local/sbin/forge-trial begin || echo killed",
                     "%s",
                     text,
