@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
         {"base_reboot_window": "3-4"},
         (
             "base_reboot_window",
-            "a span of the day, such as 03:00-04:00, of 10 minutes or more; empty for never",
+            "a span of the day, such as 03:00-04:00, of 30 minutes or more; empty for never",
             "3-4",
             "write hours and minutes of both ends, in quotes",
         ),
@@ -238,7 +238,7 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
         {"base_reboot_window": "23:57-00:04"},
         (
             "base_reboot_window",
-            "a span of the day, such as 03:00-04:00, of 10 minutes or more; empty for never",
+            "a span of the day, such as 03:00-04:00, of 30 minutes or more; empty for never",
             "23:57-00:04, 7 minutes",
             "make it longer",
         ),

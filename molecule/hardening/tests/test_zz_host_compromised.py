@@ -109,7 +109,8 @@ def test_another_host_takes_its_place(host: Host, client: httpx.Client, vault: h
     assert host.run("forgectl secrets check inbox").rc == 6
     runbooks.follow(PAGE, "Change what it knew")
     after = {path: secrets_at(vault, path) for path in PATHS}
-    assert all(before[path][key] != after[path][key] for path in PATHS for key in after[path])
+    kept = {key for path in PATHS for key in after[path] if before[path][key] == after[path][key]}
+    assert kept <= {"database_user"}
 
     podman("rm", "--force", "--time", "0", CONTAINER)
     told = {

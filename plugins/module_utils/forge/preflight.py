@@ -23,7 +23,7 @@ POSTGRESQL_PORT = 5432
 
 LONGEST_ROTATION_MINUTES = 24 * 60
 _TIME = r"([01]\d|2[0-3]):([0-5]\d)"
-SHORTEST_WINDOW_MINUTES = 10
+SHORTEST_WINDOW_MINUTES = 30
 
 # Least and most of an entry's numbers; the specification knows types only.
 _RANGES: dict[str, tuple[int, int]] = {
