@@ -137,6 +137,7 @@ def test_a_port_that_should_be_open_and_is_not_is_a_finding() -> None:
 def test_the_longest_of_the_slow_connections_counts() -> None:
     """Of this client alone, by what the host has open; fewer than were to be made are no measurement."""
     assert forge_verdicts.held(SAMPLES, "192.0.2.20", 2) == 9.0
+    assert forge_verdicts.held(SAMPLES, "192.0.2.20", 2, 0.5) == 0.5
     assert forge_verdicts.held(SAMPLES, "192.0.2.30", 1) == 9.5
     with pytest.raises(NoVerdict, match="expected 3 slow connections"):
         forge_verdicts.held(SAMPLES, "192.0.2.20", 3)

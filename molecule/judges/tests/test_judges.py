@@ -22,11 +22,11 @@ from testinfra.host import Host
 
 POLICIES = {"bookworm": "Hardened Debian 12", "trixie": "Hardened Debian 13"}
 """ssh-audit's own, without their version: the newest counts."""
-SLOW, SLOW_MANY = 30, 2000
+SLOW, SLOW_MANY = 20, 2000
 REQUESTS = ("-n", "2000", "-c", "20", "-m", "10")
 ROUNDS = 3
 COMMON_UDP = 20
-LARGE = 300_000
+LARGE = 250_000
 """Bytes of an event that no kernel takes off Nginx at once."""
 SAMPLED_SECONDS = 18
 
@@ -153,12 +153,16 @@ def test_port_scan(site: Site, distribution: str, ports: list[str]) -> None:
 
 
 def test_slow_clients_are_closed(site: Site, host: Host, distribution: str) -> None:
-    """Those that send their headers or their body slowly, and those that read slowly; by slowhttptest's own pace."""
+    """Those that send their headers or their body slowly, and those that read slowly: a little every 10 s.
+
+    That is slowhttptest's own pace for the former. Nginx measures from one step to the next, so that a pace below its
+    timeouts keeps a connection for as long as the request takes.
+    """
     large = post_large(host)
     ways = {
         "headers": ["-H", "-u", f"{site.url}/health"],
         "body": ["-B", "-u", f"{site.url}/v1/events"],
-        "read": ["-X", "-u", site.url + large],
+        "read": ["-X", "-n", "10", "-u", site.url + large],
     }
     sample = (
         "while [ $(date +%s) -lt $0 ]; do date +%s.%N; ss -Htn state established 'sport = :443' | awk '{print $4}'; "
@@ -168,7 +172,11 @@ def test_slow_clients_are_closed(site: Site, host: Host, distribution: str) -> N
         runs = {name: pool.submit(slowhttptest, site, *way) for name, way in ways.items()}
         samples = host.check_output("sh -c %s %s", sample + "sleep 0.2; done", until)
         addresses = {name: run.result().split()[0] for name, run in runs.items()}
-    figures = {f"{name}, s": forge_verdicts.held(samples, address, SLOW) for name, address in addresses.items()}
+    # A reader's time begins when the app has answered, which on a busy machine is late for some.
+    shares = {"headers": 1.0, "body": 1.0, "read": 0.9}
+    figures = {
+        f"{name}, s": forge_verdicts.held(samples, address, SLOW, shares[name]) for name, address in addresses.items()
+    }
     assert_satisfied("slowhttptest", forge_verdicts.Verdict(figures), distribution)
 
 
