@@ -297,6 +297,14 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
         app(module="shop.main:create_app"),
         ("apps.shop.module", "an ASGI callable", "probably a factory", "write `shop.main:create_app()`"),
     ),
+    "static folder that was not built": (
+        app(static={"/assets/": "dist"}),
+        ("apps.shop.static./assets/", "a folder in", "dist, which is none", "build it first, or correct it"),
+    ),
+    "limit of a client that lets nobody in": (
+        app(client_limits={"streams": 0}),
+        ("apps.shop.client_limits.streams", "a number from 1 to 65535", "0", "correct streams"),
+    ),
     "no lock": (
         app(source="{{ sources }}/no lock"),
         ("apps.shop.lock", "a hash-pinned lock at", "no such file", "uv pip compile --universal --generate-hashes"),

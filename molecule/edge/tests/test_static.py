@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,26 +145,3 @@ def test_nginx_can_read_nothing_else(host: Host) -> None:
         assert host.run(read, f"{release}/{name}").rc == 1, name
     for folder in (release, f"{release}/source", "/srv/inbox/releases"):
         assert host.run("runuser --user www-data -- ls %s", folder).rc == 2, folder
-
-
-def test_a_missing_folder_is_refused_before_anything_changes() -> None:
-    """So is one that holds code."""
-    for folder, found in {"web/none": "web/none, which is none", "src": "which is code"}.items():
-        apps = {"inbox": {**entry(), "static": {"/assets/": folder}}}
-        refused = playbook("--extra-vars", json.dumps({"apps": apps}))
-        assert refused.returncode == 2
-        assert "apps.inbox.static./assets/" in refused.stdout
-        assert found in " ".join(refused.stdout.split())
-
-
-def entry() -> dict[str, Any]:
-    """An entry of `apps`."""
-    identity = "00000000-0000-0000-0000-000000000000"
-    return {
-        "domain": DOMAIN,
-        "source": str(ASSETS.parents[1]),
-        "module": "inbox.main:app",
-        "python_path": "src",
-        "secrets": {"role_id": identity, "variables": {"FORGE_DATABASE_PASSWORD": "database_password"}},
-        "database": {"migration": {"role_id": identity}},
-    }
