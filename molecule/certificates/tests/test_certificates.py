@@ -258,6 +258,7 @@ def test_key_of_another_certificate(host: Host, own: Callable[..., dict[str, Any
     assert (served(host), host.check_output("sha256sum /etc/nginx/tls/*.* /etc/nginx/tls/live/*")) == before
 
 
+@pytest.mark.exhaustive
 def test_own_ca_and_back(host: Host, openbao: OpenBao, own_ca: dict[str, Any]) -> None:
     """Under load from files to a CA of one's own, and back to the ACME server, which is not asked again."""
     log = "stat --format=%%s%%n /var/log/letsencrypt/letsencrypt.log"

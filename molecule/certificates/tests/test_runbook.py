@@ -64,6 +64,7 @@ def test_acme_key_is_known(host: Host, openbao: OpenBao, runbooks: Runbooks) -> 
     assert openbao.has_revoked(before)
 
 
+@pytest.mark.exhaustive
 def test_own_files_run_out(
     host: Host, runbooks: Runbooks, inventory: Inventory, own: Callable[..., dict[str, Any]]
 ) -> None:
@@ -77,6 +78,7 @@ def test_own_files_run_out(
     runbooks.follow(PAGE, OVER)
 
 
+@pytest.mark.exhaustive
 def test_own_ca(host: Host, openbao: OpenBao, runbooks: Runbooks, inventory: Inventory, own_ca: dict[str, Any]) -> None:
     """It signs what it is asked for; and a key that is gone is made anew."""
     inventory(own_ca)
@@ -88,6 +90,7 @@ def test_own_ca(host: Host, openbao: OpenBao, runbooks: Runbooks, inventory: Inv
     assert provision(**openbao.variables).returncode == 0
 
 
+@pytest.mark.exhaustive
 def test_every_command_was_run(runbooks: Runbooks) -> None:
     """The page has no command that no test of this module has seen work."""
     assert runbooks.left(PAGE) == []
