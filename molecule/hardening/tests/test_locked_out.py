@@ -74,6 +74,7 @@ def over_in_the_end(inside: Host, runbooks: Runbooks) -> Iterator[None]:
     assert access(inside) == before
 
 
+@pytest.mark.exhaustive
 def test_banned(inside: Host, runbooks: Runbooks) -> None:
     """By hand, as the operator who is logged in is not banned; the tests' own connection is cut off by it, too."""
     address = f"{vm()['address'].rpartition('.')[0]}.1"
@@ -102,6 +103,7 @@ def test_a_trial_that_has_not_ended(inside: Host, runbooks: Runbooks) -> None:
         assert '"seconds": 600' in runbooks.follow(PAGE, "Go to the console")
 
 
+@pytest.mark.exhaustive
 def test_sshd_does_not_start(inside: Host, runbooks: Runbooks) -> None:
     """Somebody edited the drop-in by hand."""
     with over_in_the_end(inside, runbooks):
@@ -123,6 +125,7 @@ def test_a_lost_key(inside: Host, runbooks: Runbooks, tmp_path: Path) -> None:
         console("sed -i '$d' ~admin/.ssh/authorized_keys")
 
 
+@pytest.mark.exhaustive
 def test_every_command_was_run(runbooks: Runbooks) -> None:
     """The page has no command that no test of this module has seen work."""
     assert runbooks.left(PAGE) == []

@@ -160,6 +160,7 @@ def test_a_check_starts_no_trial(host: Host) -> None:
     assert host.check_output(f"stat --format=%Z {DROP_IN}") == changed
 
 
+@pytest.mark.exhaustive
 def test_a_change_and_back(host: Host) -> None:
     """A good change is confirmed over a new connection, although the old one is there and shared."""
     before = access(host)
