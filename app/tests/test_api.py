@@ -17,6 +17,7 @@ from inbox.application import create_app
 from inbox.cursors import START
 from inbox.database import Database
 from inbox.logs import JsonFormatter
+from inbox.problems import OPENAPI_RESPONSES
 from inbox.settings import Settings, get_settings
 
 pytestmark = pytest.mark.anyio
@@ -359,3 +360,8 @@ async def test_the_settings_can_be_overridden(app: FastAPI, make_settings: Calla
         other = make_settings(FORGE_SIGNING_KEY="another-key-0123456789-abcdefghijk")
         app.dependency_overrides[get_settings] = lambda: other
         assert (await client.get("/v1/events", params={"cursor": cursor})).status_code == 400
+
+
+def test_the_schema_of_problems_stands_alone() -> None:
+    """A reference in it would be looked up in the whole OpenAPI document, which does not have the part."""
+    assert "$ref" not in json.dumps(OPENAPI_RESPONSES)
