@@ -189,6 +189,7 @@ def edge(tmp_path: Path) -> Iterator[Edge]:
         "nginx_worker_connections": 512,
         "nginx_real_ip_from": [],
         "nginx_http3": False,
+        "nginx_tls_source": "own_ca",
         "nginx_tls_profile": "modern",
         "__nginx_tls_profile": {"protocols": "TLSv1.3", "ciphers": []},
         "__nginx_tls_groups": ["X25519"],

@@ -1,20 +1,21 @@
-"""What the tests of this scenario share; and a source to release, of forge_events."""
+"""What the tests of this scenario share."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from forge_events import source
+from forge_events import copy_app
 from forge_scenario import until
 from testinfra.host import Host
-
-__all__ = ["source"]
 
 # Seconds in which Nginx may still use a connection to the slot that had the traffic before.
 POOL_EXIT = 5
@@ -39,6 +40,14 @@ with socket.socket(socket.AF_UNIX) as listener:
 
 StandIn = Callable[[str], AbstractContextManager[None]]
 """What the fixture `stand_in` gives."""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A new release, with the static files that the scenario's inventory names."""
+    folder = copy_app(tmp_path / "app")
+    shutil.copytree(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "app" / "web", folder / "web", symlinks=True)
+    return folder
 
 
 @pytest.fixture

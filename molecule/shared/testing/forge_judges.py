@@ -90,6 +90,11 @@ WAIVERS = [
         "The return is a refusal: it adds to allow and deny those whom a load balancer names.",
     ),
     Waiver(
+        "gixy",
+        "try_files_is_evil_too (medium)",
+        "A missing file is looked up in each slot; a cache of what there is would outlast the release that it is of.",
+    ),
+    Waiver(
         "lynis",
         "warning DBS-1828",
         "Debian's own modes; none of these files of PostgreSQL holds a secret, passwords are SCRAM verifiers.",
@@ -134,6 +139,11 @@ WAIVERS = [
         "schemathesis",
         "Schema-valid request rejected: GET /v1/events",
         "A cursor is signed: whether it was issued here is nothing that a schema can say.",
+    ),
+    Waiver(
+        "schemathesis",
+        "Allow header mismatch: OPTIONS /v1/events",
+        "FastAPI's router refuses a method by the first route of a path, and names the methods of that one alone.",
     ),
     Waiver(
         "schemathesis",
