@@ -96,7 +96,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         inventory = Inventory(
             root=roles.parent,
             roles=roles,
-            play_roles=[str(name) for name in variables.get("ansible_play_role_names") or []],
+            play_roles=_roles_that_run(variables),
             apps=apps,
             raw_apps=raw_apps,
             raw=raw,
@@ -152,6 +152,17 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 )
             )
             return _UNJUDGED if judge_later else ""
+
+
+def _roles_that_run(variables: Mapping[str, Any]) -> list[str]:
+    """Return the play's roles, without `hardening` where --tags or --skip-tags leave it out: it judges the connection.
+
+    The others are judged all the same; what they need is in the inventory.
+    """
+    tags, skipped = (set(variables.get(name) or []) for name in ("ansible_run_tags", "ansible_skip_tags"))
+    left_out = access.ROLE in skipped or not tags & {"all", "tagged", access.ROLE}
+    names = [str(name) for name in variables.get("ansible_play_role_names") or []]
+    return [name for name in names if not (left_out and name == access.ROLE)]
 
 
 class _Unjudged:

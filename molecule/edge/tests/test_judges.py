@@ -209,15 +209,17 @@ def test_slow_clients_cost_an_honest_one_little(site: Site, host: Host, distribu
 
     What else the machine does only ever adds, so the best of each is compared.
     """
-    quiet, beside = [], []
+    quiet, beside, slow = [], [], []
     for _ in range(ROUNDS):
         quiet.append(h2load(site))
-        with many_slow(site, host):
+        with many_slow(site, host) as many:
             beside.append(h2load(site))
+        slow.append(many)
     assert min(answers for answers, _ in quiet) == 2000
     ratio = min(p99 for _, p99 in beside) / min(p99 for _, p99 in quiet)
     answers = min(answers for answers, _ in beside)
-    found = forge_verdicts.Verdict({"answers": float(answers), "p99 : p99 without": round(ratio, 2)})
+    figures = {"answers": float(answers), "slow connections": float(min(slow)), "p99 : p99 without": round(ratio, 2)}
+    found = forge_verdicts.Verdict(figures)
     assert_satisfied("h2load beside slowhttptest", found, distribution)
 
 
@@ -229,8 +231,8 @@ def h2load(site: Site) -> tuple[int, float]:
 
 
 @contextmanager
-def many_slow(site: Site, host: Host) -> Iterator[None]:
-    """2,000 slow clients, once all are there whom the host lets in."""
+def many_slow(site: Site, host: Host) -> Iterator[int]:
+    """2,000 slow clients, once all are there whom the host lets in; how many that is."""
     # On a machine of their own they would take no processor from the host.
     bounded = ("timeout", "--signal=KILL", "14", "nice", "-n", "19")
     slow = (*bounded, "slowhttptest", "-c", str(SLOW_MANY), "-r", "1000", "-u", f"{site.url}/health")
@@ -243,8 +245,9 @@ def many_slow(site: Site, host: Host) -> Iterator[None]:
             time.sleep(0.5)
             counts.append(established(host))
         assert attack.poll() is None
-        assert counts[-1] >= SLOW, counts
-        yield
+        # A slow machine has fewer of them at a time.
+        assert counts[-1] >= SLOW_MANY // 4, counts
+        yield counts[-1]
 
 
 def established(host: Host) -> int:

@@ -223,20 +223,22 @@ def resume(host: Host) -> int:
     return 0
 
 
-def reboot(host: Host) -> int:
-    """Reboot; a host that does not go down serves again."""
+def reboot(host: Host, why: set[str]) -> int:
+    """Reboot, for these reasons; a host that does not go down serves again."""
     try:
         drain(host)
+        # Before it is tried: one that ends in a crash is not tried again either.
+        remember(host, why)
         asked = host.run(["systemctl", "--check-inhibitors=yes", "reboot"])
         if asked.returncode:
-            why = f"systemd refuses it: {' '.join(asked.stderr.split())}"
+            trouble = f"systemd refuses it: {' '.join(asked.stderr.split())}"
         else:
             # systemd ends this process.
             host.sleep(REBOOT_SECONDS)
-            why = f"it did not come within {REBOOT_SECONDS} s"
+            trouble = f"it did not come within {REBOOT_SECONDS} s"
     finally:
         resumed = resume(host)
-    alert(f"a reboot was due, but {why}; reboot by hand: sudo systemctl reboot")
+    alert(f"a reboot was due, but {trouble}; reboot by hand: sudo systemctl reboot")
     return resumed or 1
 
 
@@ -260,9 +262,7 @@ def look(host: Host, window: Window | None, now: clock) -> int:
             say(f"a reboot is due ({due}); it waits, since {'; '.join(found)}")
             return 0
         say(f"rebooting: {due}")
-        # Before it is tried: one that ends in a crash is not tried again either.
-        remember(host, present)
-        return reboot(host)
+        return reboot(host, present)
 
 
 def main() -> int:

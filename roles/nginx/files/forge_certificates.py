@@ -386,7 +386,8 @@ class Certificates:
                 elif self._install(name, dry_run) is not None:
                     outcome.done.append(f"{name}: {'would install' if dry_run else 'installed'} a certificate")
             except (Refused, OSError) as error:
-                if not (dry_run and isinstance(error, FileNotFoundError)):
+                # A check judges what is there, which the run that it is for replaces before.
+                if not dry_run or (self.config.source == ACME and not isinstance(error, FileNotFoundError)):
                     outcome.failed[name] = str(error)
         return outcome
 

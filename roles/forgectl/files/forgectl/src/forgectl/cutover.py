@@ -517,6 +517,8 @@ def recover(layout: Layout, app: App, say: Say) -> State:
         commit(layout, present)
     elif operation.phase == "starting":
         say(f"ending the interrupted {operation.action} of {operation.release}")
+        if present.live:
+            slots.serve_files(layout, present.live.slot)
         slots.stop(layout, operation.slot)
         conclude(present, "failed", INTERRUPTED)
         present.operation = None

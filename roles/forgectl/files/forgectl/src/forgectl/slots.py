@@ -166,8 +166,13 @@ def swap(layout: Layout, slot: str) -> None:
 
     Its static files come first: a page of the new release must not find those of the old one under their names.
     """
-    replace_symlink(layout.live_files, str(layout.slots / slot))
+    serve_files(layout, slot)
     replace_symlink(layout.live, f"{slot}.sock")
+
+
+def serve_files(layout: Layout, slot: str) -> None:
+    """Have Nginx look for static files in a slot first."""
+    replace_symlink(layout.live_files, str(layout.slots / slot))
 
 
 def trouble(layout: Layout, slot: str) -> str:
