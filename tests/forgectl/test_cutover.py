@@ -197,6 +197,9 @@ class Host:
         # After a reboot nothing leads anywhere, and under the page nothing has to.
         assert self.layout.live_slot() in ((None, present.live.slot) if present.maintenance else (present.live.slot,))
         assert self.layout.slot_release(present.live.slot) == present.live.release
+        # Static files are those of what serves.
+        if self.layout.live_slot():
+            assert self.layout.live_files.readlink() == self.layout.slots / present.live.slot
         assert self.is_up(present.live.slot) != bool(present.maintenance), present
         assert not self.is_up(slots.other(present.live.slot)), present
 

@@ -509,6 +509,9 @@ def recover(layout: Layout, app: App, say: Say) -> State:
         systemd.wait_ended(unit)
     if present.closed:
         slots.maintenance(layout, on=True)
+    # Whoever was killed between the two links of a swap has sent nobody to the other slot but those who ask for files.
+    if (serving := layout.live_slot()) and not slots.serves_files(layout, serving):
+        slots.serve_files(layout, serving)
     operation = present.operation
     if operation is None:
         return present
@@ -517,8 +520,6 @@ def recover(layout: Layout, app: App, say: Say) -> State:
         commit(layout, present)
     elif operation.phase == "starting":
         say(f"ending the interrupted {operation.action} of {operation.release}")
-        if present.live:
-            slots.serve_files(layout, present.live.slot)
         slots.stop(layout, operation.slot)
         conclude(present, "failed", INTERRUPTED)
         present.operation = None

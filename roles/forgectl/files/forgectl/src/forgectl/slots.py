@@ -170,6 +170,11 @@ def swap(layout: Layout, slot: str) -> None:
     replace_symlink(layout.live, f"{slot}.sock")
 
 
+def serves_files(layout: Layout, slot: str) -> bool:
+    """Tell whether Nginx looks for static files in a slot first."""
+    return layout.live_files.is_symlink() and layout.live_files.readlink() == layout.slots / slot
+
+
 def serve_files(layout: Layout, slot: str) -> None:
     """Have Nginx look for static files in a slot first."""
     replace_symlink(layout.live_files, str(layout.slots / slot))
