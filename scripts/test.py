@@ -26,7 +26,7 @@ ALONE = ("release",)
 """Scenarios that need the machine to themselves."""
 ALONE_IN_FULL = (*ALONE, "secrets")
 """Those that do with their exhaustive tests, which count seconds."""
-FIRST_LANE = ("default", "secrets")
+FIRST_LANE = ("default", "secrets", "certificates")
 """The rest is the second lane. Hosts have the same names on every distribution, so a scenario is in one of them."""
 # The last line of a pytest run, such as "== 2 failed, 31 passed in 4.05s ==".
 SUMMARY = re.compile(r"^[\s│]*=*\s*((?:\d+ [a-z]+(?:, )?)+) in [\d.]+s", re.MULTILINE)
