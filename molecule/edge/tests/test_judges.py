@@ -152,6 +152,7 @@ def test_port_scan(site: Site, distribution: str, ports: list[str]) -> None:
     assert_satisfied("nmap", found, distribution)
 
 
+@pytest.mark.exhaustive
 def test_slow_clients_are_closed(site: Site, host: Host, distribution: str) -> None:
     """Those that send their headers or their body slowly, and those that read slowly: a little every 10 s.
 
