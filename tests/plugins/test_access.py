@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from forge.access import Connection, host_problems
 from forge.specs import read_options
 
-OPTIONS = read_options(Path(__file__).resolve().parents[2] / "roles", "hardening")
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = read_options(ROOT / "roles", "hardening")
 KEY = Connection("ssh", password=False)
 SSH = {"user": "admin", "client": "198.51.100.7", "keys": 1, "ports": [22], "includes": True}
 
@@ -63,3 +65,23 @@ def test_what_has_a_say_besides() -> None:
     others = {"ufw": "it is enabled", "/etc/nftables.conf": "rules"}
     assert found(firewalls=others) == ["ufw on the host: it is enabled", "/etc/nftables.conf on the host: rules"]
     assert found(ssh={"includes": False}) == ["/etc/ssh/sshd_config on the host: none"]
+
+
+@pytest.mark.parametrize(
+    ("run", "skip", "judged"),
+    [
+        (["all"], [], True),
+        (["hardening"], [], True),
+        (["all"], ["hardening"], False),
+        (["app"], [], False),
+    ],
+)
+def test_the_connection_is_judged_where_the_role_runs(run: list[str], skip: list[str], judged: bool) -> None:
+    """So that --skip-tags, which a refusal names, helps."""
+    spec = importlib.util.spec_from_file_location("preflight_action", ROOT / "plugins/action/preflight.py")
+    assert spec is not None
+    assert spec.loader is not None
+    action = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(action)
+    play = {"ansible_run_tags": run, "ansible_skip_tags": skip, "ansible_play_role_names": ["base", "hardening"]}
+    assert action._roles_that_run(play) == (["base", "hardening"] if judged else ["base"])
