@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "roles/forgectl/files/forgectl/src"), str(ROOT / "tests/plugins")]
+sys.path.insert(0, str(ROOT / "roles/forgectl/files/forgectl/src"))
 
 from forge.specs import read_options  # noqa: E402
 from forge_certificates import Config  # noqa: E402

@@ -200,6 +200,10 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
+        self.load.connections.add(self)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self.load.connections.discard(self)
 
     def eof_received(self) -> None:
         # The end of the TCP stream alone, as a killed server leaves it, is not TLS' close_notify.
@@ -273,7 +277,8 @@ class _Http1(_Connection):
         self.used = False
         self.transport.abort()
 
-    def connection_lost(self, _exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         request, self.request = self.request, None
         if request is None:
             self.load.result.idle_closes += self.used and not self.load.ending
@@ -397,7 +402,8 @@ class _Http2(_Connection):
             del self.streams[stream]
             self.transport.write(RstStreamFrame(stream, error_code=8).serialize())
 
-    def connection_lost(self, _exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         streams, self.streams = self.streams, {}
         for request in streams.values():
             self.load.finish(request, TRUNCATED if request.received else RESET)
@@ -491,6 +497,8 @@ class Load:
         self.address, self.port, self.domain = address, port, domain
         self.timeout = timeout
         self.ending = False
+        self.connections: set[_Connection] = set()
+        """Those that are open yet: also such as wait for the goodbye of a host that has gone meanwhile."""
         self._interval = 1 / rate if rate else 0.0
         self._extras = extras
         self._contexts = {}
@@ -584,9 +592,8 @@ class Load:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for client in self._clients:
-            if client.connection is not None:
-                client.connection.transport.abort()
+        for connection in self.connections:
+            connection.transport.abort()
 
     # The paced requests. One callback each, no task: this is the hot path.
 
@@ -710,7 +717,7 @@ class Load:
         """Open a connection for a client. Raises OSError, ssl.SSLError or TimeoutError."""
         factory: Callable[[], _Connection] = lambda: (_Http2 if client.protocol == "2" else _Http1)(client)  # noqa: E731
         async with asyncio.timeout(self.timeout):
-            _, connection = await self._loop.create_connection(
+            _, connection = await asyncio.get_running_loop().create_connection(
                 factory, self.address, self.port, ssl=self._contexts[client.protocol], server_hostname=self.domain
             )
         return connection
