@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,8 +12,6 @@ import forge_certificates
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from forge_certificates import Places, der, is_placeholder, main, mistakes, now, read_chain, read_ours
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plugins"))
 from pairs import Key, certificate, pem
 
 DIRECTORY = "https://acme.example.com/directory"
@@ -401,6 +398,57 @@ def test_reload_that_takes_no_effect_is_an_error(machine: Machine, capsys: pytes
     assert machine.do("watch") == 0
     assert machine.serves["shop"] == der(read_chain(machine.live("shop"))[0])
     assert "ALERT" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", ["is-active", "reload"])
+def test_reload_that_never_ends_is_an_alert(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: str
+) -> None:
+    """Each app that waits for it is named, and has the file that it had."""
+    machine.do("install")
+    machine.start()
+    before = {name: machine.live(name) for name in NAMES}
+
+    def hang(command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+        if command[1] == asked:
+            raise forge_certificates.Refused("systemctl to end", "it did not", "try again later")
+        return machine.run(command, seconds, environment)
+
+    monkeypatch.setattr(forge_certificates, "run", hang)
+    assert machine.do("watch") == 0
+    said = capsys.readouterr().out
+    assert {name: said.count(f"<3>ALERT {name}: ") for name in NAMES} == dict.fromkeys(NAMES, 1)
+    assert "found: it did not" in said
+    assert {name: machine.live(name) for name in NAMES} == before
+
+
+def test_file_that_cannot_be_put_back_is_in_the_alert(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that has become full meanwhile keeps nobody from being called."""
+    machine.do("install")
+    machine.start()
+    machine.reload_fails = True
+    written: list[Path] = []
+    write = forge_certificates.write_whole
+
+    def fill(path: Path, content: bytes) -> None:
+        if len(written) == len(NAMES):
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(forge_certificates, "write_whole", fill)
+    assert machine.do("watch") == 0
+    said = capsys.readouterr().out
+    assert said.count("<3>ALERT ") == said.count("nor could the file before be put back: ") == len(NAMES)
+
+
+def test_watch_that_cannot_begin_is_an_alert(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody reads the unit's own failure."""
+    machine.places.tls.rmdir()
+    assert machine.do("watch") == 1
+    assert capsys.readouterr().out.startswith("<3>ALERT host: nobody looks after its certificates: ")
 
 
 def test_nginx_that_is_stopped_is_left_alone(machine: Machine) -> None:

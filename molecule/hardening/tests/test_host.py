@@ -107,3 +107,9 @@ def test_packages_neither_start_nor_restart_nginx(host: Host, name: str, action:
     assert host.run("/usr/sbin/policy-rc.d --quiet %s %s", name, action).rc == 101
     assert host.run("/usr/sbin/policy-rc.d %s reload", name).rc == 0
     assert host.run("/usr/sbin/policy-rc.d ssh %s", action).rc == 0
+
+
+@pytest.mark.parametrize("protocol", ["dccp", "rds", "sctp", "tipc"])
+def test_protocols_that_nobody_speaks_are_not_loaded(host: Host, protocol: str) -> None:
+    """Whoever opens a socket of theirs would have the kernel load them."""
+    assert f"install {protocol} /bin/false" in host.check_output("modprobe --showconfig").splitlines()

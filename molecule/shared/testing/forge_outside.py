@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -59,16 +59,18 @@ def _build(command: list[str]) -> str:
     return done.stdout
 
 
-def command(at: Site, *words: str, mounts: Mapping[Path, str] | None = None) -> list[str]:
+def command(at: Site, *words: str, mounts: Mapping[Path, str] | None = None, options: Sequence[str] = ()) -> list[str]:
     """A command that runs on a host of its own beside the app's, where the app's name leads to it.
 
-    /ca.pem is the CA to trust; `mounts` are further files and folders by their path there, read-only.
+    /ca.pem is the CA to trust; `mounts` are further files and folders by their path there, read-only; `options` are
+    those of podman.
     """
     bound = {at.ca: "/ca.pem", **(mounts or {})}
     return [
         *(str(PODMAN), "run", "--rm", "--interactive", "--network", f"forge-{os.environ['MOLECULE_SCENARIO_NAME']}"),
         *("--add-host", f"{at.name}:{at.address}"),
         *(f"--volume={source}:{target}:ro" for source, target in bound.items()),
+        *options,
         *(image(), *words),
     ]
 

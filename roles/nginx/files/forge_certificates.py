@@ -351,6 +351,22 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
     return ended.returncode, ended.stdout
 
 
+def reload_nginx() -> bool:
+    """Have Nginx read its certificates anew; False where it does not run, and will read them when it starts.
+
+    Raises:
+        Refused: it did not reload.
+    """
+    if run(["systemctl", "is-active", "--quiet", "nginx.service"], RELOAD_SECONDS)[0] != 0:
+        return False
+    # Its unit tests the configuration first, and lets clients leave.
+    code, said = run(["systemctl", "reload", "nginx.service"], RELOAD_SECONDS)
+    if code != 0:
+        do = "run `sudo nginx -t`, correct what it names, then run this again"
+        raise Refused("Nginx to take its certificates", f"it did not reload: {' '.join(said.split())}", do)
+    return True
+
+
 def served(domain: str) -> bytes | None:
     """The certificate (DER) that Nginx gives to who asks for a domain; None when it gives none."""
     # To be compared, not to be trusted.
@@ -533,17 +549,19 @@ class Certificates:
                     waiting[name] = leaf
             except (Refused, OSError, ValueError) as error:
                 outcome.failed[name] = str(error)
-        if not waiting or run(["systemctl", "is-active", "--quiet", "nginx.service"], RELOAD_SECONDS)[0] != 0:
+        if not waiting:
             return
-        # Its unit tests the configuration first, and lets clients leave.
-        code, said = run(["systemctl", "reload", "nginx.service"], RELOAD_SECONDS)
-        if code != 0:
+        try:
+            if not reload_nginx():
+                return
+        except Refused as error:
+            outcome.failed |= dict.fromkeys(waiting, str(error))
             for name, old in before.items():
                 if old:
-                    write_whole(self.places.live / f"{name}.pem", old)
-            do = "run `sudo nginx -t`, correct what it names, then run this again"
-            reason = str(Refused("Nginx to take its certificates", f"it did not reload: {' '.join(said.split())}", do))
-            outcome.failed |= dict.fromkeys(waiting, reason)
+                    try:
+                        write_whole(self.places.live / f"{name}.pem", old)
+                    except OSError as failure:
+                        outcome.failed[name] = f"{error}; nor could the file before be put back: {failure}"
             return
         deadline = time.monotonic() + SERVED_SECONDS
         for name, leaf in waiting.items():
@@ -694,6 +712,8 @@ def main(given: Sequence[str], places: Places | None = None) -> int:
                 outcome = certificates.renew(dry_run)
     except (Refused, OSError, tomllib.TOMLDecodeError) as error:
         print(f"forge-certificates: {error}", file=sys.stderr)
+        if arguments.command == "watch":
+            print(f"<3>ALERT host: nobody looks after its certificates: {' '.join(str(error).split())}")
         return 1
     for line in outcome.done:
         print(line)
