@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from forge_scenario import https_client, playbook, until
-from forge_wire import address, exchange, tls, trust
+from forge_wire import address, exchange, stand_in, tls, trust
 from testinfra.host import Host
 from websockets.sync.client import connect
 
@@ -36,27 +36,6 @@ CLAIMS = {
     "X-Forwarded-Prefix": "/other",
     "X-Request-ID": "chosen-by-the-client",
 }
-
-# Seconds in which Nginx may still use a connection to the slot that had the traffic before.
-POOL_EXIT = 5
-# Listens where a slot does, and answers each request with the head of it.
-ECHO = """
-import os, shutil, socket
-path = "/run/inbox/echo.sock"
-with socket.socket(socket.AF_UNIX) as listener:
-    listener.bind(path)
-    shutil.chown(path, group="www-data")
-    os.chmod(path, 0o660)
-    listener.listen()
-    os.symlink("echo.sock", "/run/inbox/.echo")
-    os.rename("/run/inbox/.echo", "/run/inbox/live.sock")
-    while True:
-        with listener.accept()[0] as connection:
-            head = b""
-            while b"\\r\\n\\r\\n" not in head:
-                head += connection.recv(65536)
-            connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%s" % (len(head), head))
-"""
 
 
 def post(client: httpx.Client, payload: object = None, **headers: str) -> httpx.Response:
@@ -150,21 +129,9 @@ def test_one_request_id_and_address_in_every_log(host: Host, client: httpx.Clien
     assert app_log(host, CLAIMS["X-Request-ID"]) == []
 
 
-@contextlib.contextmanager
-def echo(host: Host) -> Iterator[None]:
-    """Put a listener in the app's place that shows what Nginx sends; afterwards do what a boot does."""
-    host.check_output("systemd-run --quiet --unit=forge-echo python3 -c %s", ECHO)
-    try:
-        until(lambda: host.check_output("readlink /run/inbox/live.sock") == "echo.sock", 10)
-        time.sleep(POOL_EXIT)
-        yield
-    finally:
-        host.check_output("systemctl stop forge-echo; forgectl boot inbox; rm --force /run/inbox/echo.sock")
-
-
 def test_claims_of_a_client_end_at_nginx(host: Host, client: httpx.Client) -> None:
     """Byte for byte what the app would read: Nginx's own word on client, scheme and id, and no claim beside it."""
-    with echo(host):
+    with stand_in(host):
         answer = client.get("/any", headers=CLAIMS | {"Connection": "upgrade", "Upgrade": "h2c", "Accept": "*/*"})
     lines = [line.partition(": ") for line in answer.text.split("\r\n")[1:-2]]
     received = httpx.Headers([(name, value) for name, _, value in lines])

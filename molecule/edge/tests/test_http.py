@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
 import pytest
 from forge_scenario import playbook
-from forge_wire import exchange, tls
+from forge_wire import exchange, stand_in, tls
 from testinfra.host import Host
 
 DOMAIN = "inbox.example.com"
 HOST = f"Host: {DOMAIN}\r\nConnection: close\r\n".encode()
 PROBLEM = "application/problem+json"
 KIB = 1024
-StandIn = Callable[[str], AbstractContextManager[None]]
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 # What every answer has, once.
@@ -74,7 +72,7 @@ def test_every_answer_has_the_headers(host: Host, request_line_and_more: bytes, 
         assert json.loads(answer.body)["title"] != "Error"
 
 
-def test_headers_of_the_app_win(client: httpx.Client, stand_in: StandIn) -> None:
+def test_headers_of_the_app_win(host: Host, client: httpx.Client) -> None:
     """What it says itself is not said a second time, nor otherwise."""
     own = {
         **dict.fromkeys(HEADERS, "own"),
@@ -82,7 +80,7 @@ def test_headers_of_the_app_win(client: httpx.Client, stand_in: StandIn) -> None
         "content-security-policy": "default-src 'self'",
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in own.items())
-    with stand_in(f"HTTP/1.1 200 OK\r\n{head}Content-Length: 2\r\nConnection: close\r\n\r\nok"):
+    with stand_in(host, f"HTTP/1.1 200 OK\r\n{head}Content-Length: 2\r\nConnection: close\r\n\r\nok"):
         answer = client.get("/any")
     assert {name: answer.headers.get_list(name) for name in own} == {name: [value] for name, value in own.items()}
 
