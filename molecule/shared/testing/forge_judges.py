@@ -114,6 +114,7 @@ WAIVERS = [
         "warning DBS-1828",
         "Debian's own modes; none of these files of PostgreSQL holds a secret, passwords are SCRAM verifiers.",
         bound=3,
+        only_on="trixie",
     ),
     Waiver(
         "lynis", "FILE-6310", "Partitions are made by whoever makes the host; a full disk is one of the tests.", bound=2
