@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -398,7 +399,7 @@ def test_a_folder_that_can_not_be_deleted_is_named(host: Served, monkeypatch: py
     def busy(path: Path) -> None:
         raise OSError(16, os.strerror(16), str(path))
 
-    monkeypatch.setattr(removal.shutil, "rmtree", busy)
+    monkeypatch.setattr(shutil, "rmtree", busy)
     with pytest.raises(ForgeError, match=r"busy; mend that, then try again"):
         host.purge()
     monkeypatch.undo()
