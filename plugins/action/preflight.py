@@ -59,6 +59,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             result["failed"] = True
             result["msg"] = render(problems, str(variables.get("inventory_hostname", "the host")), secrets)
             return result
+        if outcome.warnings:
+            result["warnings"] = outcome.warnings
         result["apps"] = outcome.apps
         result["host"] = outcome.host
         result["_ansible_verbose_override"] = True

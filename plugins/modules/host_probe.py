@@ -30,6 +30,7 @@ probe:
   type: dict
 """
 
+import json
 import os
 import platform
 import pwd
@@ -327,6 +328,49 @@ def firewalls(root: Path) -> dict[str, str]:
     return found
 
 
+def described(root: Path) -> list[dict[str, Any]]:
+    """Return the apps that forgectl knows here, with what each takes of the host; nothing under an older Python."""
+    try:
+        import tomllib
+    except ImportError:
+        return []
+
+    def read(path: Path) -> dict[str, Any]:
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    certificates = read(root / "etc/forge/certificates.toml").get("apps", {})
+    apps = []
+    for path in sorted((root / "etc/forge/apps").glob("*.toml")):
+        app, name = read(path), path.stem
+        if not app:
+            continue
+        database = app.get("database") or {}
+        local = database.get("name", "") if database.get("placement") == "local" else ""
+        # Its variable begins with whatever the app's settings begin with.
+        pool = next((v for k, v in app.get("settings", {}).items() if k.endswith("DATABASE_POOL_MAX")), "5")
+        try:
+            limit = re.search(r"^MemoryMax=(\d+)M$", (path.parent / f"{name}.d/slot.conf").read_text(), re.MULTILINE)
+            state = json.loads((root / "var/lib/forge" / name / "state.json").read_text())
+        except (OSError, ValueError):
+            # Nothing of it was ever released, so nothing runs.
+            limit, state = None, {"removed": True}
+        apps.append(
+            {
+                "name": name,
+                "domains": certificates.get(name) or [app.get("domain", "")],
+                "database": local,
+                "workers": app.get("workers", {}).get("count", 1),
+                "pool_max": int(pool) if str(pool).isdigit() else 5,
+                "memory_max_mib": int(limit[1]) if limit else 0,
+                "removed": bool(state.get("removed")),
+            }
+        )
+    return apps
+
+
 def probe(paths: list[str], root: Path = Path("/")) -> dict[str, Any]:
     """Return all facts of the host whose file system starts at `root`."""
     release = os_release(root)
@@ -355,6 +399,7 @@ def probe(paths: list[str], root: Path = Path("/")) -> dict[str, Any]:
         # A fresh image has none, and its empty folder looks as new as the image.
         "package_lists": any((root / "var/lib/apt/lists").glob("*Packages*")),
         # The apps that were released here; none at all means that the host was never provisioned to its end.
+        "apps": described(root),
         "released": sorted(state.parent.name for state in (root / "var/lib/forge").glob("*/state.json")),
     }
 

@@ -29,6 +29,7 @@ RESERVED_NAMES = frozenset(
     blue green live
     """.split()
 )
+SYSTEM_DATABASES = frozenset({"postgres", "template0", "template1"})
 # Set for every app by the platform itself.
 PLATFORM_VARIABLES = frozenset(
     "PROMETHEUS_MULTIPROC_DIR CREDENTIALS_DIRECTORY NOTIFY_SOCKET LISTEN_FDS LISTEN_PID LISTEN_FDNAMES WATCHDOG_USEC "
@@ -86,6 +87,31 @@ def domain_problems(entries: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
                 )
             else:
                 owners[domain] = where
+    return problems
+
+
+def database_problems(entries: Mapping[str, Mapping[str, Any]], local: str) -> list[Problem]:
+    """Return the databases of this host, `local` as a placement, that two apps claim or that are PostgreSQL's own."""
+    problems: list[Problem] = []
+    owners: dict[str, str] = {}
+    for name, entry in entries.items():
+        database = entry.get("database")
+        if not isinstance(database, Mapping) or database.get("placement") != local:
+            continue
+        where, wanted = f"apps.{name}.database.name", str(database.get("name") or name)
+        if wanted in SYSTEM_DATABASES:
+            problems.append(Problem(where, "a database of the app's own", f"{wanted} is PostgreSQL's", "rename it"))
+        elif wanted in owners:
+            problems.append(
+                Problem(
+                    where,
+                    "a database that no other entry claims, since its roles and their passwords belong to one app",
+                    f"{wanted}, which {owners[wanted]} has already",
+                    "give each app a database of its own, or set placement: external for those that share one",
+                )
+            )
+        else:
+            owners[wanted] = where
     return problems
 
 

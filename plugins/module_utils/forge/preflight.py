@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import access, app_source, certificates, edge, host, inventory_lint, lock, secrets_source, sizing, timeouts
+from . import (
+    access,
+    app_source,
+    certificates,
+    edge,
+    host,
+    inventory_lint,
+    lock,
+    others,
+    secrets_source,
+    sizing,
+    timeouts,
+)
 from .connections import Demand, Server
 from .problems import Problem
 from .specs import Options, read_options, read_roles, validate
@@ -94,6 +106,7 @@ class Outcome:
 
     problems: list[Problem] = field(default_factory=list)
     apps: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     host: dict[str, Any] = field(default_factory=dict)
 
 
@@ -120,6 +133,11 @@ def examine(inventory: Inventory, probe: Mapping[str, Any] | None, settings: Set
         settings.memory_minimum_mib,
         settings.ports,
     )
+    # An entry that is no mapping is still one.
+    named = dict.fromkeys(inventory.apps) if isinstance(inventory.apps, Mapping) else {}
+    unlisted = others.found(probe["apps"], {str(name): None for name in named})
+    outcome.problems += others.problems(unlisted, entries, LOCAL)
+    outcome.warnings = others.warnings(unlisted)
     http3 = inventory.values.get("nginx_http3")
     outcome.problems += edge.http3_problems(http3, host.distribution(probe), str(probe["distribution_version"]))
     if access.ROLE in inventory.play_roles:
@@ -129,7 +147,7 @@ def examine(inventory: Inventory, probe: Mapping[str, Any] | None, settings: Set
         complete = {name: entry for name, entry in entries.items() if _is_sized(entry)}
         if len(complete) != len(entries):
             return outcome
-    _size(entries, inventory, specs, probe, settings, outcome)
+    _size(entries, unlisted, inventory, specs, probe, settings, outcome)
     return outcome
 
 
@@ -232,6 +250,7 @@ def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]
         outcome.problems += secrets_source.entry_problems(source, options, entry, where)
         entries[name] = {"name": name, **entry}
     outcome.problems += inventory_lint.domain_problems(entries)
+    outcome.problems += inventory_lint.database_problems(entries, LOCAL)
     return entries
 
 
@@ -353,24 +372,30 @@ def _is_sized(entry: Mapping[str, Any]) -> bool:
 
 def _size(
     entries: Mapping[str, dict[str, Any]],
+    unlisted: list[others.Other],
     inventory: Inventory,
     specs: Mapping[str, Options],
     probe: Mapping[str, Any],
     settings: Settings,
     outcome: Outcome,
 ) -> None:
-    local_database = any((entry.get("database") or {}).get("placement") == LOCAL for entry in entries.values())
+    databases = {
+        name: str(entry["database"].get("name") or name)
+        for name, entry in entries.items()
+        if (entry.get("database") or {}).get("placement") == LOCAL
+    } | {other.name: other.database for other in unlisted if other.database}
     size = sizing.Host(
         cpus=probe["cpus"],
         cpus_from=probe["cpus_from"],
         memory_mib=probe["memory_mib"],
         memory_from=probe["memory_from"],
-        kept_mib=settings.memory_system_mib + (settings.memory_postgresql_mib if local_database else 0),
+        kept_mib=settings.memory_system_mib + (settings.memory_postgresql_mib if databases else 0),
     )
     plans = {name: _plan(entry, inventory, settings) for name, entry in sorted(entries.items())}
-    names = sorted({plan.demand.server for plan in plans.values() if plan.demand})
+    everything = [*plans.values(), *others.plans(unlisted, LOCAL)]
+    names = sorted({plan.demand.server for plan in everything if plan.demand})
     servers = [_server(name, inventory, specs, settings) for name in names]
-    outcome.problems += sizing.choose(list(plans.values()), size, servers)
+    outcome.problems += sizing.choose(everything, size, servers)
     for name, plan in plans.items():
         outcome.apps.append(_complete(entries[name], plan, size, inventory.root))
     outcome.host = {
@@ -378,7 +403,7 @@ def _size(
         "cpus_from": probe["cpus_from"],
         "memory_mib": probe["memory_mib"],
         "memory_from": probe["memory_from"],
-        "memory_apps_mib": sizing.memory_needed(plans.values()),
+        "memory_apps_mib": sizing.memory_needed(everything),
         "distribution": host.distribution(probe),
         "distribution_version": probe["distribution_version"],
         "architecture": probe["architecture"],
@@ -390,7 +415,15 @@ def _size(
         "package_lists": probe["package_lists"],
         "released": probe["released"],
         "ssh": probe["ssh"],
-        "connections": sizing.connection_budgets(list(plans.values()), servers),
+        "connections": sizing.connection_budgets(everything, servers),
+        # By app, of all that the host knows: what was removed may be restored.
+        "databases": [databases[name] for name in sorted(databases)],
+        "certificates": dict(
+            sorted(
+                [(name, [entry.get("domain"), *(entry.get("aliases") or [])]) for name, entry in entries.items()]
+                + [(other.name, list(other.domains)) for other in unlisted]
+            )
+        ),
     }
 
 

@@ -33,6 +33,7 @@ class Plan:
         memory_max_mib: Limit of a slot set by the inventory, 0 without.
         cpu_quota_percent: CPU time of a slot set by the inventory, in per cent of one core, 0 without.
         demand: What one worker needs of the database server, None without a database.
+        unlisted: Whether it runs on the host, and no entry of the inventory names it any more.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Plan:
     memory_max_mib: int
     cpu_quota_percent: int
     demand: Demand | None = None
+    unlisted: bool = False
     count: int = 0
     reasons: list[str] = field(default_factory=list)
 
@@ -183,15 +185,19 @@ def _memory_problems(plans: Sequence[Plan], host: Host) -> list[Problem]:
     if not plans or needed <= available:
         return []
     largest = max(plans, key=lambda plan: plan.slot_mib)
-    parts = " + ".join(f"{plan.name} {plan.count} x {plan.worker_mib}" for plan in plans)
+    parts = " + ".join(
+        f"{plan.name}{' (in no entry)' if plan.unlisted else ''} {plan.count} x {plan.worker_mib}" for plan in plans
+    )
+    leaving = "".join(f", or take {plan.name} out of service: playbooks/remove.yml" for plan in plans if plan.unlisted)
+    listed = max((plan for plan in plans if not plan.unlisted), key=lambda plan: plan.slot_mib, default=largest)
     return [
         Problem(
             "memory of all apps together",
             f"at most {available} MiB: {host.memory_mib} MiB ({host.memory_from}) - {host.kept_mib} MiB kept for the "
             "system",
             f"{needed} MiB: {parts} + {largest.slot_mib} for the second slot of {largest.name} during a cutover",
-            f"lower apps.{largest.name}.workers, or worker_memory_mib to what a worker really needs, or take a larger "
-            "host",
+            f"lower apps.{listed.name}.workers, or worker_memory_mib to what a worker really needs, or take a larger "
+            f"host{leaving}",
         )
     ]
 
@@ -201,7 +207,8 @@ def _connection_problems(plans: Sequence[Plan], server: Server) -> list[Problem]
     result = budget(server, demands)
     if result.spare >= 0:
         return []
-    hungriest = max(demands, key=lambda item: item[1] * item[2].per_worker)[0]
+    unlisted = {plan.name for plan in plans if plan.unlisted}
+    hungriest = max(demands, key=lambda item: (item[0] not in unlisted, item[1] * item[2].per_worker))[0]
     return [
         Problem(
             f"connections of PostgreSQL ({server.name})",

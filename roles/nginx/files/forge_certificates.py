@@ -29,7 +29,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -283,6 +283,11 @@ class Places:
     def webroot(self) -> Path:
         """Where certbot answers challenges."""
         return self.root / "var/lib/forge-acme"
+
+    def removed(self, name: str) -> bool:
+        """Whether `forgectl remove` took an app out of service: nobody asks for its certificate until it is back."""
+        sites = self.root / "etc/nginx/forge"
+        return (sites / f"{name}.conf.removed").exists() and not (sites / f"{name}.conf").exists()
 
 
 @dataclass
@@ -695,7 +700,9 @@ def main(given: Sequence[str], places: Places | None = None) -> int:
     arguments = arguments_of(given)
     places = places or Places()
     try:
-        certificates = Certificates(Config.read(arguments.config), places)
+        described = Config.read(arguments.config)
+        apps = {name: names for name, names in described.apps.items() if not places.removed(name)}
+        certificates = Certificates(replace(described, apps=apps), places)
         if arguments.command == "status":
             print("\n".join(certificates.status()))
             return 0

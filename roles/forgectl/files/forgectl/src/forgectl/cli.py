@@ -5,7 +5,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -135,7 +135,8 @@ def release(
     layout, app = _app(name)
     from forgectl import release as releases
 
-    with _archive(archive) as path, _turn(layout, app, "release", unless=dry_run):
+    # Of one that was removed, it is what brings it back.
+    with _archive(archive) as path, _turn(layout, app, "release", unless=dry_run, even_removed=True):
         result = releases.release(
             layout, app, archive=path, source_digest=source_digest, breaking=breaking, dry_run=dry_run, say=_say
         )
@@ -174,7 +175,8 @@ def recycle(name: str, if_due: bool, no_wait: bool, dry_run: bool, as_json: bool
     layout, app = _app(name)
     from forgectl import release as releases
 
-    with _turn(layout, app, "recycle", unless=dry_run, waits_for=() if if_due else ROUTINES):
+    # A timer need not know of a removal.
+    with _turn(layout, app, "recycle", unless=dry_run, waits_for=() if if_due else ROUTINES, even_removed=if_due):
         result = releases.recycle(layout, app, if_due=if_due, dry_run=dry_run, say=_say)
     _conclude(layout, app, result, dry_run=dry_run, wait=not no_wait, as_json=as_json)
 
@@ -292,12 +294,14 @@ def boot(name: str, dry_run: bool, as_json: bool) -> None:
 
     if dry_run:
         present = state.load(layout)
-        restored = present.live.release if present.live and not present.maintenance else None
+        restored = present.live.release if present.live and not (present.maintenance or present.removed) else None
     else:
         with _locked(layout, "boot", patience=BOOT_PATIENCE_SECONDS):
             restored = cutover.boot(layout, app, _say)
         present = state.load(layout)
     why = f"the maintenance page ({present.maintenance})" if present.maintenance else "nothing was released yet"
+    if present.removed:
+        why = f"out of service since {present.removed.since}"
     if as_json:
         _print_json({"app": name, "release": restored, "maintenance": present.maintenance or None})
     else:
@@ -328,6 +332,91 @@ def maintenance(name: str, mode: str, reason: str, dry_run: bool, as_json: bool)
         click.echo(f"{name}: maintenance mode {verb} {mode}" + ("" if found["changed"] else " already; nothing to do"))
     if mode == "off" and found["maintenance"]:
         _say(f"clients still get the maintenance page ({found['maintenance']}), which a release that fits ends")
+
+
+@forgectl.command()
+@name_argument
+@dry_run_option
+@json_option
+def remove(name: str, dry_run: bool, as_json: bool) -> None:
+    """Take app NAME out of service, in good order, and keep all that it has; `forgectl restore NAME` undoes it.
+
+    Its timers stop, Nginx no longer knows its domain, and its slots are drained and stopped; no other app loses a
+    request. So does an app whose entry is gone from the inventory: site.yml itself stops nothing.
+    """
+    layout, app = _app(name)
+    from forgectl import removal
+
+    with _turn(layout, app, "remove", unless=dry_run, even_removed=True):
+        result = removal.remove(layout, app, dry_run=dry_run, say=_say)
+    if as_json:
+        _print_json(result)
+        return
+    _tell_removal(result, "out of service", dry_run)
+    click.echo("kept:\n" + "\n".join(f"  {each}" for each in result.kept))
+    click.echo(f"back into service: sudo forgectl restore {name}; to delete all of that: sudo forgectl purge {name}")
+
+
+@forgectl.command()
+@name_argument
+@dry_run_option
+@json_option
+def restore(name: str, dry_run: bool, as_json: bool) -> None:
+    """Bring app NAME back into service that was removed: the release that was live, its site and its timers.
+
+    A release of it does the same, and so do its entry in the inventory and site.yml.
+    """
+    layout, app = _app(name)
+    from forgectl import release as releases
+
+    with _turn(layout, app, "restore", unless=dry_run, even_removed=True):
+        result = releases.restore(layout, app, dry_run=dry_run, say=_say)
+    _print_json(result) if as_json else _tell_removal(result, "in service", dry_run)
+
+
+@forgectl.command()
+@name_argument
+@click.option("--yes-purge", metavar="NAME", help="The name once more; without it, it is asked for at a terminal.")
+@dry_run_option
+@json_option
+def purge(name: str, yes_purge: str | None, dry_run: bool, as_json: bool) -> None:
+    """Delete for good all that app NAME, which was removed, has left on this host.
+
+    Its database and roles, releases, state, credentials, certificates, access logs, units and users. What another app
+    uses is kept, and what lies elsewhere, such as its secrets in Vault, is named.
+    """
+    from forgectl import removal
+
+    layout = _layout(name)
+    if removal.is_gone(layout):
+        result = removal.Result(name, "purge", changed=False)
+    else:
+        if not dry_run:
+            _need_name(name, yes_purge)
+        away = removal.elsewhere(_app(name)[1]) if layout.description.exists() else []
+        with _locked(layout, "purge", unless=dry_run):
+            result = removal.purge(layout, dry_run=dry_run, say=_say)
+        result = result.keeping(away)
+    if as_json:
+        _print_json(result)
+        return
+    _tell_removal(result, "deleted" if result.changed else "not on this host", dry_run)
+    if result.changed and not dry_run:
+        click.echo("kept:\n" + "\n".join(f"  {each}" for each in result.kept))
+
+
+def _need_name(name: str, given: str | None) -> None:
+    if given is None and sys.stdin.isatty():
+        given = click.prompt(f"This can't be undone. Name of the app to delete from {os.uname().nodename}", err=True)
+    if given != name:
+        raise click.UsageError(f"this can't be undone: confirm it with --yes-purge {name}; --dry-run shows what goes")
+
+
+def _tell_removal(result: Any, what: str, dry_run: bool) -> None:
+    if dry_run and result.changed:
+        click.echo("\n".join(result.plan))
+    else:
+        click.echo(f"{result.app}: {what}" + ("" if result.changed else " already; nothing to do"))
 
 
 @forgectl.command()
@@ -655,29 +744,40 @@ def _locked(layout: Any, reason: str, unless: bool = False, **options: float) ->
 
 
 @contextmanager
-def _turn(layout: Any, app: Any, reason: str, unless: bool, waits_for: Collection[str] = ROUTINES) -> Iterator[None]:
-    """The lock, after the verdict on what a timer began."""
-    from forgectl import cutover
+def _turn(
+    layout: Any,
+    app: Any,
+    reason: str,
+    unless: bool,
+    waits_for: Collection[str] = ROUTINES,
+    even_removed: bool = False,
+) -> Iterator[None]:
+    """The lock, after the verdict on what a timer began; as a rule only of an app that is in service."""
+    from forgectl import cutover, removal
 
-    if unless:
+    with nullcontext() if unless else cutover.turn(layout, app, reason, _say, waits_for):
+        if not even_removed:
+            removal.refuse(layout)
         yield
-    else:
-        with cutover.turn(layout, app, reason, _say, waits_for):
-            yield
 
 
 def _app(name: str) -> tuple[Any, Any]:
+    layout = _layout(name)
+    from forgectl import config
+
+    return layout, config.load(layout.description)
+
+
+def _layout(name: str) -> Any:
     if os.geteuid() != 0:
         raise Refused("expected to be called by root; found another user; use sudo")
     import re
 
-    from forgectl import config
     from forgectl.layout import Layout
 
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name):
         raise click.UsageError(f"{name!r} is no name of an app")
-    layout = Layout(name)
-    return layout, config.load(layout.description)
+    return Layout(name)
 
 
 def _failed(message: str, code: int) -> int:

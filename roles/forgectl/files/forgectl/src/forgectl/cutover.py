@@ -551,6 +551,8 @@ def recover(layout: Layout, app: App, say: Say) -> State:
 def boot(layout: Layout, app: App, say: Say) -> str | None:
     """Bring the live release back after a boot: its listener, live.sock, and its service without waiting for it."""
     present = state.load(layout)
+    if present.removed:
+        return None
     rebooted = layout.live_slot() is None
     slots.ensure_socket_folder(layout)
     try:

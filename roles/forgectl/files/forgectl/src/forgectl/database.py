@@ -10,7 +10,7 @@ import secrets
 import stringprep
 import time
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -141,6 +141,24 @@ def expire(role: str) -> None:
                 connection.execute(sql.SQL("ALTER ROLE {} PASSWORD NULL").format(sql.Identifier(role)))
         except psycopg.Error as error:
             raise Refused(f"PostgreSQL refused to take the password of {role}: {_words(error)}") from None
+
+
+def drop(name: str, roles: Sequence[str]) -> None:
+    """Drop a database of the local server, whoever is connected to it, and roles; those that are gone are no failure.
+
+    Raises:
+        Refused: the server does not answer, or something else there depends on a role.
+    """
+    import psycopg
+    from psycopg import sql
+
+    with _administration() as connection:
+        try:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+            for role in roles:
+                connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
+        except psycopg.Error as error:
+            raise Refused(f"PostgreSQL refused to drop {name} or its roles: {_words(error)}; mend that") from None
 
 
 def migration_url(database: Database) -> str:

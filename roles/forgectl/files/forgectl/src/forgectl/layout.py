@@ -38,6 +38,9 @@ class Layout:
         self.lease_template = self.units / f"{name}-lease@.service"
         # While it exists, Nginx answers with the maintenance page.
         self.maintenance = self.sockets / "maintenance"
+        # Nginx reads what ends in .conf.
+        self.site = root / "etc/nginx/forge" / f"{name}.conf"
+        self.removed_site = root / "etc/nginx/forge" / f"{name}.conf.removed"
         self.access_log = root / "var/log/nginx" / f"{name}.json"
 
     def settings(self, release: str) -> Path:
@@ -79,6 +82,12 @@ class Layout:
 
     def watch_unit(self) -> str:
         return f"forge-watch@{self.name}.service"
+
+    def timers(self) -> list[str]:
+        return [f"forge-{what}@{self.name}.timer" for what in ("recycle", "rotate")]
+
+    def boot_unit(self) -> str:
+        return f"forge-boot@{self.name}.service"
 
     def slot_release(self, slot: str) -> str | None:
         """The release that a slot points at."""

@@ -11,7 +11,21 @@ from typing import NamedTuple
 
 import msgspec
 
-from forgectl import config, cutover, identity, lease, migration, report, schema, slots, staging, state, systemd, venv
+from forgectl import (
+    config,
+    cutover,
+    identity,
+    lease,
+    migration,
+    removal,
+    report,
+    schema,
+    slots,
+    staging,
+    state,
+    systemd,
+    venv,
+)
 from forgectl.config import App
 from forgectl.cutover import Cutover, Say
 from forgectl.errors import CandidateFailed, Refused, SecretsError
@@ -76,15 +90,18 @@ def release(
         raise Refused(f"expected {layout.lease_template}, which keeps the leased user; found none; run site.yml")
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
     source_digest = _source_digest(archive, source_digest)
+    removal.refuse_while_purged(layout, present)
     digest = staging.digest_of(layout, source_digest)
     known = staging.records(layout)
     live = _live(known, present)
     staged, donor = _on_disk(known, digest, source_digest)
-    if staged and live and staged.id == live.id and _serves(layout, present):
+    if staged and live and staged.id == live.id and _serves(layout, present) and not present.removed:
         return unchanged(app, "release", present)
     result = _begun(layout, app, present, "release", staged, live)
     if dry_run:
         plan = _release_plan(layout, app, present, live, staged, donor, archive, breaking)
+        if present.removed:
+            plan.append(f"give {app.domain} back to Nginx: {present.removed.by} removed it at {present.removed.since}")
         return msgspec.structs.replace(result, upload_needed=donor is None, plan=plan)
     _need_source(archive, donor, source_digest)
     cutover.settle(layout, app, present, say)
@@ -97,7 +114,8 @@ def release(
         with change.phases("migrate"):
             migration.run(layout, app, staged, live, its_migration, change, breaking=breaking)
     its_migration.clear()
-    return _cut_over(layout, change, staged, live, result)
+    with removal.returning(layout, present, say):
+        return _cut_over(layout, change, staged, live, result)
 
 
 def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_run: bool, say: Say) -> Result:
@@ -171,13 +189,37 @@ def recycle(layout: Layout, app: App, *, if_due: bool, dry_run: bool, say: Say) 
     """Move the live release to a fresh slot, against slow leaks; with `if_due` only when memory or age ask for it."""
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
     due = _due(layout, app, present)
-    if if_due and (not due or present.operation):
+    if if_due and (not due or present.operation or present.removed):
         return unchanged(app, "recycle", present)
     live = find_live(layout, present)
     if due and not dry_run:
         say(due)
     # With the secrets that it has: it is for a rotation to find out whether newer ones are any good.
     return fresh_slot(layout, live, present, "recycle", None, why=[due] if due else [], dry_run=dry_run, say=say)
+
+
+def restore(layout: Layout, app: App, *, dry_run: bool, say: Say) -> removal.Result:
+    """Bring back what was live when the app was removed, through the same gate as a release.
+
+    Raises:
+        Refused: a purge has begun, or Nginx does not take the site.
+        CandidateFailed: the release did not get ready; the app stays out of service.
+    """
+    present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
+    if present.removed is None:
+        return removal.Result(app.name, "restore", changed=False)
+    removal.refuse_while_purged(layout, present)
+    # Under the page of a breaking migration nothing ran, and after a restore that was killed it runs already.
+    starts = present.live is not None and not present.maintenance and not _serves(layout, present)
+    plan = [f"give {app.domain} back to Nginx"]
+    live = find_live(layout, present) if starts else None
+    if live:
+        plan = [f"start {live.record.id} and wait until it is ready", *plan]
+    if not dry_run:
+        with removal.returning(layout, present, say):
+            if live:
+                fresh_slot(layout, live, present, "restore", None, why=[], dry_run=False, say=say)
+    return removal.Result(app.name, "restore", changed=True, plan=plan)
 
 
 def fresh_slot(

@@ -47,7 +47,7 @@ def is_due(layout: Layout, app: App, say: "Say") -> bool:
     if present.operation:
         # One that nobody holds the lock for was interrupted; watching and draining go on by themselves.
         return present.operation.phase in ("maintenance", "starting") and lock.holder(layout) is None
-    if present.live is None or present.maintenance:
+    if present.live is None or present.maintenance or present.removed:
         return False
     if identity.renew(layout, app, say, dry_run=True):
         return True

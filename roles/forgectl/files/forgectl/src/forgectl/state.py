@@ -11,8 +11,10 @@ from forgectl.layout import Layout, write_atomically
 KEPT_STARTS = 5
 KEPT_HISTORY = 100
 
-Action = Literal["release", "rollback", "recycle", "rotation", "maintenance"]
-Outcome = Literal["live", "failed", "rolled back", "on", "off"]
+Action = Literal["release", "rollback", "recycle", "rotation", "restore", "maintenance", "removal"]
+Outcome = Literal["live", "failed", "rolled back", "on", "off", "removed"]
+# Those of them that are no cutovers.
+MODES = ("maintenance", "removal")
 Phase = Literal["maintenance", "starting", "watching", "draining"]
 
 # The reason of a cutover that somebody or something cut short, which says nothing about what it tried.
@@ -70,10 +72,24 @@ class Closed(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     reason: str
 
 
+class Removed(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The app is out of service: since when (RFC 3339, UTC) and by whom.
+
+    `timers` are those that ran; they do again once it is restored. Until it is `done`, and from the moment that a purge
+    deletes something, the next command goes on.
+    """
+
+    since: str
+    by: str
+    timers: list[str] = []
+    done: bool = False
+    purging: bool = False
+
+
 class Entry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One cutover in the history; `began` names its operation, phases are in seconds.
 
-    Or one change of the maintenance mode, with the release that was live; empty without one.
+    Or one change of the maintenance mode, or a removal, with the release that was live; empty without one.
     """
 
     release: str
@@ -93,6 +109,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     `schema` is the release whose migrations the database has, which after a rollback is newer than the live one.
     Clients get the maintenance page for either of two reasons, also after a reboot: `maintenance` says, in words, that
     no code fits the schema, and only releases and rollbacks change it; `closed` is the mode that an operator switches.
+    With `removed` it has no slot and no site until it is restored or released.
     """
 
     version: Literal[1] = 1
@@ -104,6 +121,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     schema: str = ""
     maintenance: str = ""
     closed: Closed | None = None
+    removed: Removed | None = None
 
     @property
     def page(self) -> bool:
@@ -113,7 +131,7 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
     @property
     def last_cutover(self) -> Entry | None:
         """How the newest cutover ended."""
-        return next((entry for entry in reversed(self.history) if entry.action != "maintenance"), None)
+        return next((entry for entry in reversed(self.history) if entry.action not in MODES), None)
 
     def record(self, entry: Entry) -> None:
         """Add an entry; it pushes out only one like it, since recyclings are many and rollbacks go by the releases."""

@@ -20,7 +20,9 @@ def of(layout: Layout, app: App) -> dict[str, Any]:
         "domain": app.domain,
         "live": msgspec.to_builtins(live),
         "live_socket": layout.live_slot(),
-        "ready": slots.probe(layout.live, its_app.ready_path, its_app.domain) == 200 if live else False,
+        "ready": live is not None
+        and not present.removed
+        and slots.probe(layout.live, its_app.ready_path, its_app.domain) == 200,
         "slots": {},
         "workers": msgspec.to_builtins(its_app.workers),
         "secrets": {name: _enrolled(layout, app, name) for name in identity.identities(app)},
@@ -30,6 +32,7 @@ def of(layout: Layout, app: App) -> dict[str, Any]:
         "last": msgspec.to_builtins(present.last_cutover),
         "operation": msgspec.to_builtins(present.operation),
         "maintenance": present.maintenance or None,
+        "removed": msgspec.to_builtins(present.removed),
         "maintenance_mode": msgspec.to_builtins(present.closed),
         "lock": str(holder) if (holder := lock.holder(layout)) else None,
     }
@@ -46,7 +49,14 @@ def text(found: dict[str, Any]) -> str:
     """The same for a person."""
     live = found["live"]
     lines = [f"{found['app']}  https://{found['domain']}"]
-    if live:
+    if removed := found["removed"]:
+        what, then = "HALF REMOVED", "remove or restore"
+        if removed["purging"]:
+            what, then = "HALF PURGED", "purge"
+        elif removed["done"]:
+            what, then = "OUT OF SERVICE", "restore or purge"
+        lines.append(f"  {what} since {removed['since']} by {removed['by']}: forgectl {then} {found['app']}")
+    elif live:
         lines.append(f"  live      {live['release']} in slot {live['slot']}, since {live['since']}")
         lines.append(f"  ready     {'yes' if found['ready'] else 'NO'}")
         if refused := found["secrets_refused"]:

@@ -49,6 +49,22 @@ def restart(unit: str) -> None:
     run("systemctl", "restart", "--no-block", unit)
 
 
+def enable(*units: str, now: bool) -> None:
+    """Have units start with the host, and `now` as well."""
+    run("systemctl", "enable", "--quiet", *(["--now"] if now else []), *units)
+
+
+def disable(*units: str) -> None:
+    """Stop units, now and with the next boot."""
+    run("systemctl", "disable", "--quiet", "--now", *units)
+
+
+def reload(unit: str) -> None:
+    """Have a unit that runs read its configuration anew; wait until it has."""
+    if show(unit)["ActiveState"] == "active":
+        run("systemctl", "reload", unit)
+
+
 def is_wanted(unit: str) -> bool:
     """Whether a unit runs or is about to."""
     found = show(unit)
