@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .codebase import Codebase, Module, calls, is_generator, own_nodes
+from .codebase import Codebase, Module, is_generator, own_nodes
 
 FRAMEWORKS = {
     "fastapi.FastAPI": "FastAPI",
@@ -118,6 +118,8 @@ class Finder:
             return PLAIN if names[:3] == ["scope", "receive", "send"] else ""
         if isinstance(node, ast.Await):
             node = node.value
+        if isinstance(node, ast.Attribute) and node.attr in _NAMES:
+            return self._attribute(module, node, depth + 1)
         if not isinstance(node, ast.Call) or depth > _DEEPEST:
             return ""
         name = module.full_name(node.func)
@@ -152,6 +154,18 @@ class Finder:
             ):
                 return self._kind(module, statement.value, depth)
         return ""
+
+    def _attribute(self, module: Module, node: ast.Attribute, depth: int) -> str:
+        """Return the kind of an app that an instance of a class of the source keeps, as in `Server().app`."""
+        made = self._code.find_class(module.full_name(node.value).replace("()", ""))
+        if made is None or depth > _DEEPEST:
+            return ""
+        kinds = [
+            FRAMEWORKS[name]
+            for inner in ast.walk(made[1])
+            if isinstance(inner, ast.Call) and (name := made[0].full_name(inner.func)) in FRAMEWORKS
+        ]
+        return kinds[0] if kinds else ""
 
     def _class(self, module: Module, node: ast.ClassDef, depth: int) -> str:
         """Return the kind of app that a class makes: of a framework's class, or one with its own __call__."""
@@ -190,6 +204,9 @@ class Finder:
                 returned.append(statement.value)
         for value in returned:
             made = local.get(value.id) if isinstance(value, ast.Name) else value
+            if isinstance(value, ast.Attribute) and isinstance(value.value, ast.Name) and value.attr in _NAMES:
+                kept = local.get(value.value.id)
+                made = ast.Attribute(kept, value.attr) if isinstance(kept, ast.expr) else value
             if made is None and isinstance(value, ast.Name):
                 made = module.names.bound.get(value.id)
             found = self._kind(module, made, depth + 1) if made is not None else ""
@@ -263,7 +280,7 @@ def _mounted(code: Codebase, found: list[Callable]) -> set[str]:
     apps = {f"{one.module}.{one.name}": f"{one.module}:{one.name}" for one in found}
     inside = set()
     for module in code.of_the_app():
-        for call in calls(module):
+        for call in module.calls:
             mounts = call.name.endswith(".mount") and isinstance(call.node.func, ast.Attribute)
             if mounts or call.name.endswith("routing.Mount"):
                 part = call.argument(1, "app")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from ..app_source import Names, find_module
 
@@ -33,6 +34,7 @@ class Call:
         file: Where it stands, relative to the source.
         asynchronous: Whether the event loop runs it: it stands in an `async def`.
         serving: Whether it runs while the app serves, as far as that shows: there, or in the function of a route.
+        conditional: Whether an `if` decides about it.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Call:
     file: str
     asynchronous: bool = False
     serving: bool = False
+    conditional: bool = False
 
     @property
     def where(self) -> str:
@@ -95,6 +98,18 @@ class Module:
                     if isinstance(item.context_expr, ast.Call) and isinstance(item.optional_vars, ast.Name):
                         found[item.optional_vars.id] = self.full_name(item.context_expr.func, follow=False)
         return found
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """Return every call that is not for scripts only."""
+        return list(_calls(self, self.tree, _Place()))
+
+    @cached_property
+    def conditional(self) -> set[int]:
+        """Return the ids of the calls that an `if` decides about."""
+        branches = [node for node in ast.walk(self.tree) if isinstance(node, (ast.If, ast.IfExp))]
+        statements = [part for node in branches for part in _branches(node)]
+        return {id(node) for part in statements for node in ast.walk(part) if isinstance(node, ast.Call)}
 
     def absolute(self, statement: ast.ImportFrom) -> str:
         """Return the module that `from ... import` names."""
@@ -222,27 +237,28 @@ class Codebase:
         found: dict[tuple[str, int, int], Call] = {}
         entered: set[int] = set()
 
-        def enter(module: Module, nodes: Iterator[ast.AST], depth: int) -> None:
+        def enter(module: Module, nodes: Iterator[ast.AST], depth: int, conditional: bool) -> None:
             for node in nodes:
                 if not isinstance(node, ast.Call):
                     continue
-                name = module.full_name(node.func)
-                found.setdefault((module.file, node.lineno, node.col_offset), Call(name, node, module.file))
+                name, perhaps = module.full_name(node.func), conditional or id(node) in module.conditional
+                call = Call(name, node, module.file, conditional=perhaps)
+                found.setdefault((module.file, node.lineno, node.col_offset), call)
                 definition = self.find(name)
                 if definition and isinstance(definition[1], ast.FunctionDef) and depth < _DEEPEST_CALL:
-                    follow(definition[0], definition[1], depth + 1)
+                    follow(definition[0], definition[1], depth + 1, perhaps)
 
-        def follow(module: Module, function: ast.FunctionDef, depth: int) -> None:
+        def follow(module: Module, function: ast.FunctionDef, depth: int, conditional: bool) -> None:
             if id(function) not in entered and not is_generator(function):
                 entered.add(id(function))
                 for statement in function.body:
-                    enter(module, run_at_import(statement), depth)
+                    enter(module, run_at_import(statement), depth, conditional)
 
         for module in self.reachable(start, at_import=True):
-            enter(module, run_at_import(module.tree), 0)
+            enter(module, run_at_import(module.tree), 0, conditional=False)
         definition = self.find(f"{start}.{factory}") if factory else None
         if definition and isinstance(definition[1], ast.FunctionDef):
-            follow(definition[0], definition[1], 0)
+            follow(definition[0], definition[1], 0, conditional=False)
         return list(found.values())
 
 
@@ -287,20 +303,30 @@ def for_types(test: ast.expr) -> bool:
     return getattr(test, "id", getattr(test, "attr", "")) == "TYPE_CHECKING"
 
 
-def calls(module: Module) -> Iterator[Call]:
-    """Yield every call of a module that is not for scripts only."""
-    yield from _calls(module, module.tree, asynchronous=False, serving=False)
+class _Place(NamedTuple):
+    """What surrounds a node."""
+
+    asynchronous: bool = False
+    serving: bool = False
 
 
-def _calls(module: Module, tree: ast.AST, asynchronous: bool, serving: bool) -> Iterator[Call]:
+def _calls(module: Module, tree: ast.AST, place: _Place) -> Iterator[Call]:
     if isinstance(tree, ast.If) and for_scripts(tree.test):
         return
     if isinstance(tree, ast.Call):
-        yield Call(module.full_name(tree.func), tree, module.file, asynchronous, serving or asynchronous)
+        serving, perhaps = place.serving or place.asynchronous, id(tree) in module.conditional
+        yield Call(module.full_name(tree.func), tree, module.file, place.asynchronous, serving, perhaps)
     for child in ast.iter_child_nodes(tree):
         function = isinstance(child, _FUNCTIONS)
-        inner = isinstance(child, ast.AsyncFunctionDef) or (asynchronous and not function)
-        yield from _calls(module, child, inner, _is_route(child) if function else serving)
+        inner = isinstance(child, ast.AsyncFunctionDef) or (place.asynchronous and not function)
+        yield from _calls(module, child, _Place(inner, _is_route(child) if function else place.serving))
+
+
+def _branches(node: ast.If | ast.IfExp) -> list[ast.AST]:
+    parts: list[ast.AST] = []
+    for part in (node.body, node.orelse):
+        parts += part if isinstance(part, list) else [part]
+    return parts
 
 
 def _is_route(node: ast.AST) -> bool:

@@ -13,7 +13,7 @@ from .settings import Setting, may_hold_credentials
 
 PREFIX = "FORGE_"
 VAULT, SEALED = "vault", "systemd_creds"
-_MOST_SUGGESTED = 40
+_MOST_SUGGESTED = 12
 _LONGEST_DEFAULT = 60
 # Parts of a database URL, where the app puts it together itself.
 _PARTS = {
@@ -23,6 +23,11 @@ _PARTS = {
     "name": ("DB", "NAME", "DATABASE", "DBNAME"),
 }
 _FAMILY = re.compile(r"(?P<family>\w*?(?:POSTGRES(?:QL)?|PG|DB|DATABASE)\w*?)_?(?P<part>[A-Z]+)", re.IGNORECASE)
+# Settings that name what an app writes.
+_WRITTEN = re.compile(
+    r"(?:DATA|UPLOAD|STORAGE|CACHE|LOG|MEDIA|TE?MP|OUTPUT|STATE|DOWNLOAD|DB|DATABASE|SQLITE)\w*_(?:DIR|FOLDER|DIRECTORY|PATH|FILE)$",
+    re.IGNORECASE,
+)
 _SOCKET = "/var/run/postgresql"
 _PASSWORD_KEY = "database_password"  # noqa: S105 - the name of a key
 
@@ -151,7 +156,7 @@ class _Draft:
         name = self._report.name
         parts = {one.name: part for part, one in self._parts.items()}
         known = {"host": _SOCKET, "user": f"{name}_app", "name": name}
-        suggested = 0
+        suggested: list[Setting] = []
         for one in self._report.settings:
             if one.name in handed or self._is_secret(one):
                 continue
@@ -161,15 +166,28 @@ class _Draft:
                 found.add(one.name, self._sqlite(str(one.default)), f"{one.where}: by default inside the release")
             elif one.required:
                 found.add(one.name, FILL_IN, self._asked(f"{one.name}, {one.kind}, {one.where}"))
-            elif suggested < _MOST_SUGGESTED:
-                suggested += 1
-                found.suggest(one.name, self._default(one.default), one.where)
+            elif (state := self._state(one)) is not None:
+                found.add(one.name, state, f"{one.where}: by default inside the release, which is read-only")
+            else:
+                suggested.append(one)
+        for one in suggested[:_MOST_SUGGESTED]:
+            found.suggest(one.name, self._default(one.default), one.where)
+        if len(suggested) > _MOST_SUGGESTED:
+            found.say(f"and {len(suggested) - _MOST_SUGGESTED} more with a default: forgectl inspect --json")
         if found.items:
             self._entry.add("settings", found)
 
     def _sqlite(self, default: str) -> str:
         scheme, _, file = default.partition(":///")
         return f"{scheme}:////var/lib/{self._report.name}/{Path(file.partition('?')[0] or 'app.db').name}"
+
+    def _state(self, one: Setting) -> str | None:
+        """Return where a folder or file that the app writes goes, if it is inside the release by default."""
+        default = one.default
+        relative = isinstance(default, str) and default and not default.startswith(("/", "~")) and "://" not in default
+        if not relative or not _WRITTEN.search(one.name):
+            return None
+        return f"/var/lib/{self._report.name}/{default.removeprefix('./')}".rstrip("/.")
 
     def _default(self, value: Any) -> Any:
         if isinstance(value, (bool, int, float, str, list, tuple)) and len(str(value)) <= _LONGEST_DEFAULT:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .codebase import Call, Codebase, Module, calls, run_at_import, text
+from .codebase import Call, Codebase, Module, run_at_import, text
 
 _VERBS = "get|post|put|delete|patch|head|options|request|stream|send"
 _BLOCKING = re.compile(
@@ -54,6 +54,7 @@ class Habit:
         where: File and line.
         at_import: Whether it happens as soon as the app is imported.
         serving: Whether it happens while the app serves, as far as that shows.
+        conditional: Whether an `if` decides about it.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Habit:
     where: str
     at_import: bool = False
     serving: bool = False
+    conditional: bool = False
 
 
 def read(code: Codebase, modules: list[Module], start: str, factory: str) -> list[Habit]:
@@ -77,7 +79,7 @@ def read(code: Codebase, modules: list[Module], start: str, factory: str) -> lis
     places = {call.where for call in early}
     for module in modules:
         constants = _own_folders(module)
-        for call in calls(module):
+        for call in module.calls:
             for habit in _anywhere(call):
                 keep(habit)
             if what := _writes(module, call, constants):
@@ -91,15 +93,15 @@ def read(code: Codebase, modules: list[Module], start: str, factory: str) -> lis
 
 def _early(call: Call) -> Iterator[Habit]:
     if (_BLOCKING.fullmatch(call.name) and not _in_memory(call)) or _CONNECTS.fullmatch(call.name):
-        yield Habit("blocks_import", call.name, call.where, True)
+        yield Habit("blocks_import", call.name, call.where, True, conditional=call.conditional)
     if _OWN_PORT.fullmatch(call.name) and call.name != "asyncio.run":
-        yield Habit("port", call.name, call.where, True)
+        yield Habit("port", call.name, call.where, True, conditional=call.conditional)
     if _EXPORTER_PORT.fullmatch(call.name):
-        yield Habit("exporter_port", call.name, call.where, True)
+        yield Habit("exporter_port", call.name, call.where, True, conditional=call.conditional)
     if _DAEMON.fullmatch(call.name):
-        yield Habit("daemon", call.name, call.where, True)
+        yield Habit("daemon", call.name, call.where, True, conditional=call.conditional)
     if _PROCESSES.fullmatch(call.name):
-        yield Habit("processes", call.name, call.where, True)
+        yield Habit("processes", call.name, call.where, True, conditional=call.conditional)
 
 
 def _in_memory(call: Call) -> bool:
@@ -110,13 +112,15 @@ def _anywhere(call: Call) -> Iterator[Habit]:
     if call.asynchronous and _BLOCKING.fullmatch(call.name) and not _in_memory(call):
         yield Habit("blocks_loop", call.name, call.where)
     if _EXPORTER_PORT.fullmatch(call.name):
-        yield Habit("exporter_port", call.name, call.where, serving=call.serving)
+        yield Habit("exporter_port", call.name, call.where, serving=call.serving, conditional=call.conditional)
     if _DAEMON.fullmatch(call.name):
-        yield Habit("daemon", call.name, call.where, serving=call.serving)
+        yield Habit("daemon", call.name, call.where, serving=call.serving, conditional=call.conditional)
     if call.name.endswith("metadata.create_all"):
-        yield Habit("creates_tables", call.name, call.where, serving=call.serving)
+        yield Habit("creates_tables", call.name, call.where, serving=call.serving, conditional=call.conditional)
     if any(_creates(node) for node in call.node.args):  # await connection.run_sync(Base.metadata.create_all)
-        yield Habit("creates_tables", "metadata.create_all", call.where, serving=call.serving)
+        yield Habit(
+            "creates_tables", "metadata.create_all", call.where, serving=call.serving, conditional=call.conditional
+        )
     if _SCHEDULERS.fullmatch(call.name):
         yield Habit("scheduler", call.name, call.where)
 
@@ -227,9 +231,6 @@ def workers(modules: Iterable[Module]) -> dict[str, tuple[list[str], str]]:
             ]
             if "dramatiq.actor" in decorated:
                 found.setdefault("worker", (["dramatiq", module.name], f"{module.file}:{function.lineno}"))
-        for call in calls(module):
-            if call.name == "rq.Queue":
-                found.setdefault("worker", (["rq", "worker"], call.where))
     return found
 
 

@@ -366,16 +366,16 @@ def _app(report: Report, code: Codebase, shipped: list[str], app: Callable) -> N
                 _instead(name) + f"the entry's build_packages: {', '.join(sorted({*project.COMPILER, *packages}))}",
             )
         )
-    for name in report.project.locked.sdists:
-        if name not in report.native:
-            report.warnings.append(
-                Problem(
-                    report.project.locked.file,
-                    "wheels of every package, so that nothing has to be compiled on the host",
-                    f"{name} as an sdist alone",
-                    "nothing if it is pure Python; else name the apt packages that it needs in build_packages",
-                )
+    built = [name for name in report.project.locked.sdists if name not in report.native]
+    if built:
+        report.warnings.append(
+            Problem(
+                report.project.locked.file,
+                "wheels of every package, so that nothing has to be compiled on the host",
+                f"as sdists alone: {_some(built)}",
+                "nothing where it is pure Python; else name the apt packages that it needs in build_packages",
             )
+        )
 
 
 def _instead(name: str) -> str:
@@ -409,13 +409,18 @@ def _data(report: Report, shipped: list[str]) -> None:
         report.migrations = Migrations("alembic", ini[0], folder, command)
     elif "aerich" in packages:
         report.migrations = Migrations("aerich", "pyproject.toml", "migrations", ["aerich", "upgrade"])
+    # Where the app can do with PostgreSQL or SQLite, MySQL is one choice of several.
+    served = {"MySQL"} if needs_postgresql(report) or SQLITE & set(report.drivers) else set()
     for name, service in report.services.items():
-        if service not in {
-            report.services[other] for other in list(report.services)[: list(report.services).index(name)]
-        }:
+        if service not in served:
+            served.add(service)
             report.notes.append(
-                f"{name} speaks to {service}, which the platform does not run: name a server in the settings"
+                f"{name} speaks to {service}, which the platform does not run: a server is set by a setting"
             )
+    if "rq" in packages:
+        report.notes.append(
+            "rq needs workers: make `rq worker --url ...` one of the entry's commands, if this app queues jobs"
+        )
 
 
 def needs_postgresql(report: Report) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .codebase import ROUTE_METHODS, Call, Codebase, Module, calls, text
+from .codebase import ROUTE_METHODS, Call, Codebase, Module, text
 from .settings import Setting
 
 _ADDERS = frozenset({"add_route", "add_api_route", "add_websocket_route", "add_api_websocket_route"})
@@ -65,7 +65,7 @@ class _Reader:
 
     def read(self) -> Routes:
         found = Routes()
-        every = [(module, call) for module in self._modules for call in calls(module)]
+        every = [(module, call) for module in self._modules for call in module.calls]
         for module in self._modules:
             self._made(module)
         for module, call in every:

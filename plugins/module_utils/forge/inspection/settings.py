@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import secret_scan
-from .codebase import Call, Codebase, Module, calls, text
+from .codebase import Call, Codebase, Module, text
 
 _BASES = frozenset(
     {
@@ -290,7 +290,7 @@ def _reads(module: Module) -> Iterator[Setting]:
             and (name := text(node.slice))
         ):
             yield _read(name, True, None, f"{module.file}:{node.lineno}", "os.environ")
-    for call in calls(module):
+    for call in module.calls:
         name = text(call.argument(0, "key"))
         if not name:
             continue

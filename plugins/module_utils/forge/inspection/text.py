@@ -64,9 +64,13 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if report.settings:
         said = f"{len(report.settings)} are read; without a default: {_some(required) or 'none'}"
         yield "settings", said
-        secret = [one.name + ("" if one.required else " (has a default)") for one in report.settings if one.secret]
-        if secret:
-            yield "secrets", _some(secret)
+        secret = [one.name for one in report.settings if one.secret and one.required]
+        others = sum(one.secret and not one.required for one in report.settings)
+        if secret or others:
+            yield (
+                "secrets",
+                f"without a default: {_some(secret) or 'none'}" + (f"; with one: {others}" if others else ""),
+            )
     routes = report.routes
     if app:
         yield "health", f"{routes.health.path} ({routes.health.where})" if routes.health else "no path was found"

@@ -72,8 +72,9 @@ _WORDS = {
         "await an asynchronous one, or hand it to `await run_in_threadpool(...)`",
     ),
 }
-# These stop a release where they are certain to happen: at import, or while the app serves.
-_STOPPING = ("exporter_port", "daemon", "writes")
+# What an app can't do here, whether at import or while it serves; unless an `if` may keep it from that. To write is
+# most often below an `if` that asks whether the file is there.
+_IMPOSSIBLE = ("port", "exporter_port", "daemon", "writes")
 
 
 def verdict(habit: Habit, app: str, settings: Iterable[Setting], postgresql: bool) -> Verdict | None:
@@ -86,5 +87,6 @@ def verdict(habit: Habit, app: str, settings: Iterable[Setting], postgresql: boo
         return None
     state = f"/var/lib/{app}"
     words = [text.format(what=habit.what, state=state, file=Path(habit.what).name) for text in _WORDS[habit.kind]]
-    stops = habit.kind == "port" or (habit.kind in _STOPPING and (habit.at_import or habit.serving))
+    certain = habit.kind == "writes" or not habit.conditional
+    stops = certain and habit.kind in _IMPOSSIBLE and (habit.at_import or habit.serving)
     return Verdict(stops, Problem(habit.where, *words))
