@@ -641,6 +641,36 @@ def _value(key: str) -> str:
         raise Refused("expected UTF-8 on standard input; found other bytes; encode the value, as base64 does") from None
 
 
+@forgectl.command("inspect")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--name", default="", help="Name of the entry; without it that of the project.")
+@click.option(
+    "--module", default="", help="The callable, as package.module:name, where it is not the one that is found."
+)
+@click.option("--python-path", default="", metavar="FOLDER", help="Folder inside PATH that goes onto sys.path.")
+@click.option("--entry", "entry_only", is_flag=True, help="Print the entry of `apps` alone.")
+@harmless_option
+@json_option
+def inspect_(path: Path, name: str, module: str, python_path: str, entry_only: bool, as_json: bool) -> None:
+    """Say whether the app in PATH will run, what has to be done first, and the entry of `apps` to start from.
+
+    PATH is a folder, a wheel or an sdist. It is read and never run, so it needs neither root nor a host. Ends with 0
+    when the app will run once the entry is filled in, and with 1 when something has to be done first.
+    """
+    from forge.inspection import draft, judge, text
+    from forge.source_files import SourceError
+
+    try:
+        report = draft.draft(judge.inspect(path, name=name, module=module, python_path=python_path))
+    except SourceError as error:
+        raise click.UsageError(str(error)) from None
+    if as_json:
+        _print_json(report.document())
+    else:
+        click.echo(report.entry_text if entry_only else text.render(report), nl=False)
+    sys.exit(0 if report.will_run else UNEXPECTED)
+
+
 @forgectl.group()
 def database() -> None:
     """The local PostgreSQL."""
