@@ -22,6 +22,8 @@ POSTGRESQL_MAX_CONNECTIONS = 100
 POSTGRESQL_PORT = 5432
 
 LONGEST_ROTATION_MINUTES = 24 * 60
+# Of a database, as its app wants it; the parts in braces are filled in at each start.
+_URL_FORMAT = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^\s{}]|\{(?:user|password|host|name)\})+")
 _TIME = r"([01]\d|2[0-3]):([0-5]\d)"
 SHORTEST_WINDOW_MINUTES = 30
 
@@ -199,7 +201,7 @@ def _cidr_mistake(text: str) -> str | None:
 def _source_of_secrets(inventory: Inventory, specs: Mapping[str, Options]) -> list[Problem]:
     options = specs.get("secrets", {})
     source = secrets_source.chosen(options, inventory.values)
-    return secrets_source.variable_problems(source, options, inventory.raw)
+    return secrets_source.variable_problems(source, options, inventory.raw, inventory.apps)
 
 
 def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]]:
@@ -219,7 +221,7 @@ def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]
         outcome.problems += inventory_lint.name_problems(name)
         if not isinstance(value, Mapping):
             outcome.problems.append(
-                Problem(where, "a mapping with at least domain, source, module and secrets", kind(value), "fill it in")
+                Problem(where, "a mapping with at least domain, source and module", kind(value), "fill it in")
             )
             continue
         entry, problems = validate(options, value, where)
@@ -246,7 +248,7 @@ def _entry(name: str, entry: Mapping[str, Any]) -> list[Problem]:
             )
     paths = {option: entry.get(option) for option in ("health_path", "ready_path", "metrics_path")}
     for option, path in paths.items():
-        if isinstance(path, str) and not path.startswith("/"):
+        if isinstance(path, str) and path and not path.startswith("/"):
             problems.append(Problem(f"{where}.{option}", "a path that starts with /", path, f"write /{path}"))
     if paths["health_path"] and paths["health_path"] == paths["ready_path"]:
         problems.append(
@@ -254,7 +256,17 @@ def _entry(name: str, entry: Mapping[str, Any]) -> list[Problem]:
                 f"{where}.ready_path",
                 "a path other than health_path: liveness must not depend on the database, readiness must",
                 str(paths["ready_path"]),
-                "give the app two endpoints",
+                "give the app two endpoints; or, where it has but this one, set health_path to an empty string",
+            )
+        )
+    prefix = entry.get("settings_prefix")
+    if isinstance(prefix, str) and not re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)?", prefix):
+        problems.append(
+            Problem(
+                f"{where}.settings_prefix",
+                "what the name of a variable may begin with, or an empty string",
+                prefix,
+                "use letters, digits and _",
             )
         )
     wanted = (entry.get("settings") or {}).get("WEB_CONCURRENCY")
@@ -273,12 +285,31 @@ def _entry(name: str, entry: Mapping[str, Any]) -> list[Problem]:
     database = entry.get("database")
     if isinstance(database, Mapping):
         problems += _database(database, f"{where}.database")
+        if secrets is None:
+            problems.append(
+                Problem(
+                    f"{where}.secrets",
+                    "a mapping with variables, since the app has a database, whose password is a secret",
+                    "it is not set",
+                    "map a variable to the key of the password, or remove the database",
+                )
+            )
     return problems + edge.entry_problems(entry, where)
 
 
 def _database(database: Mapping[str, Any], where: str) -> list[Problem]:
     problems = []
     migration = database.get("migration")
+    wanted = database.get("url_format")
+    if isinstance(wanted, str) and wanted and not (_URL_FORMAT.fullmatch(wanted) and "{name}" in wanted):
+        problems.append(
+            Problem(
+                f"{where}.url_format",
+                "a URL with {name}, and no other braces than {user}, {password}, {host} and {name}",
+                "another text",
+                "write it as in postgresql+psycopg://{user}:{password}@{host}/{name}",
+            )
+        )
     if isinstance(database.get("pool_max"), int) and database["pool_max"] < 1:
         problems.append(Problem(f"{where}.pool_max", "at least 1", str(database["pool_max"]), "correct pool_max"))
     if isinstance(migration, Mapping):
@@ -436,18 +467,29 @@ def _complete(entry: dict[str, Any], plan: sizing.Plan, size: sizing.Host, root:
     done = dict(entry)
     done["source_path"] = str(source_path(entry, root)) if entry.get("source") else ""
     done["settings"] = {key: inventory_lint.setting_text(value) for key, value in (entry.get("settings") or {}).items()}
-    done["secrets"] = dict(entry.get("secrets") or {})
-    done["secrets"]["path"] = done["secrets"].get("path") or f"forge/{name}/app"
-    done["secrets"]["approle"] = done["secrets"].get("approle") or f"forge-{name}-app"
-    if rotation := done["secrets"].get("rotation"):
-        done["secrets"]["rotation"] = {**rotation, "approle": rotation.get("approle") or f"forge-{name}-rotate"}
+    prefix = entry.get("settings_prefix") or ""
+
+    def named(variable: str) -> str:
+        return prefix + variable if prefix else ""
+
+    done["environment_variable"] = named("ENVIRONMENT")
+    if entry.get("secrets"):
+        done["secrets"] = dict(entry["secrets"])
+        done["secrets"]["path"] = done["secrets"].get("path") or f"forge/{name}/app"
+        done["secrets"]["approle"] = done["secrets"].get("approle") or f"forge-{name}-app"
+        if rotation := done["secrets"].get("rotation"):
+            done["secrets"]["rotation"] = {**rotation, "approle": rotation.get("approle") or f"forge-{name}-rotate"}
     if entry.get("database"):
         database = dict(entry["database"])
         database["name"] = database.get("name") or name
+        database["url_variable"] = database.get("url_variable") or named("DATABASE_URL")
+        database["pool_variable"] = database.get("pool_variable") or named("DATABASE_POOL_MAX")
         if database.get("migration"):
             migration = dict(database["migration"])
             migration["path"] = migration.get("path") or f"forge/{name}/migrate"
             migration["approle"] = migration.get("approle") or f"forge-{name}-migrate"
+            if not migration.get("variables") and prefix:
+                migration["variables"] = {named("DATABASE_PASSWORD"): migration["password_key"]}
             database["migration"] = migration
         done["database"] = database
     done["workers"] = {"count": plan.count, "reasons": plan.reasons}

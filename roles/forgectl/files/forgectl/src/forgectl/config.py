@@ -54,12 +54,13 @@ class Rotation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Secrets(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Where the app's secrets are, and environment variable = key there.
 
-    `source` is vault, which needs `address`, `ca_file` and the KV v2 `path`, or systemd_creds: sealed on this host.
+    `source` is vault, which needs `address`, `ca_file` and the KV v2 `path`, or systemd_creds: sealed on this host; none
+    is that of an app without any.
     `bound_cidrs` are the only addresses that secret ids and their tokens work from (empty: any); `retry_seconds` is how
     long a start goes on asking while Vault is unreachable or sealed.
     """
 
-    source: Literal["vault", "systemd_creds"] = "vault"
+    source: Literal["vault", "systemd_creds", "none"] = "vault"
     address: Annotated[str, msgspec.Meta(pattern=r"^(https://|$)")] = ""
     ca_file: str = ""
     path: str = ""
@@ -74,6 +75,8 @@ class Secrets(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     def __post_init__(self) -> None:
         if self.source == "vault" and not (self.address and self.ca_file and self.path):
             raise ValueError("expected `address`, `ca_file` and `path` of a Vault")
+        if self.source == "none" and self.variables:
+            raise ValueError("expected no `variables` of a source that is none")
 
 
 class Migration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -89,8 +92,9 @@ class Migration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The app's PostgreSQL database. URLs hold no password; keys name the passwords in Vault.
 
-    `url_variable` receives `url`, with the user that the app's secrets may name beside the password. With `vault_role`,
-    a role of Vault's database engine, user and password of the app are leased for each slot.
+    `url_variable` receives `url`, with the user that the app's secrets may name beside the password; in the form of
+    `url_format`, if any, whose {user}, {password}, {host} and {name} are filled in. With `vault_role`, a role of Vault's
+    database engine, user and password of the app are leased for each slot.
     """
 
     placement: Literal["local", "external"]
@@ -101,7 +105,9 @@ class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     migrate_role: Role | None = None
     migrate_key: Text = "database_password"
     migrate_url: str = ""
-    url_variable: Variable = "FORGE_DATABASE_URL"
+    # Empty for an app that is not told.
+    url_variable: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = "FORGE_DATABASE_URL"
+    url_format: str = ""
     vault_role: str = ""
 
     @property
@@ -132,8 +138,9 @@ class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     secrets: Secrets
     python_path: Text = "."
     lock: Text = "requirements.txt"
-    ready_path: Annotated[str, msgspec.Meta(pattern=r"^/")] = "/ready"
-    health_path: Annotated[str, msgspec.Meta(pattern=r"^/")] = "/health"
+    # Empty where the app has none: then the server answers in its place.
+    ready_path: Annotated[str, msgspec.Meta(pattern=r"^(/|$)")] = "/ready"
+    health_path: Annotated[str, msgspec.Meta(pattern=r"^(/|$)")] = "/health"
     keep_releases: Annotated[int, msgspec.Meta(ge=2)] = 5
     watch_seconds: Annotated[float, msgspec.Meta(ge=0)] = 10
     recycle_after_hours: Annotated[float, msgspec.Meta(ge=0)] = 168
@@ -146,6 +153,11 @@ class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     def __post_init__(self) -> None:
         if self.migration and self.secrets.source == "vault" and not self.migration.path:
             raise ValueError("expected `path` in `migration`, which is that of its secrets in Vault")
+
+    @property
+    def readiness(self) -> str:
+        """Who is asked whether the app is ready: its own path, or without one the server of each worker."""
+        return self.ready_path or "the server"
 
     @property
     def variables(self) -> dict[str, str]:

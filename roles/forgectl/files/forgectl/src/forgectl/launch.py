@@ -84,8 +84,11 @@ def _launch(mode: str, name: str, which: str, root: Path) -> None:
         values |= _leased(app, app.database, which, root, deadline)
         variables = app.secrets.variables
     environment.update({variable: values[key] for variable, key in variables.items()})
-    if mode == "app" and app.database:
-        _name_the_user(app.database, environment, Fetched(values, version))
+    if app.database:
+        if mode == "app":
+            _name_the_user(app.database, environment, Fetched(values, version))
+        key = app.database.migrate_key if mode == "migrate" else app.database.app_key
+        _form_the_url(app.database, environment, values, key)
     os.chdir(source)
     os.execve(python, command, environment)
 
@@ -94,6 +97,8 @@ def _values(
     app: App, identity: str, path: str, variables: dict[str, str], version: int, deadline: float | None
 ) -> dict[str, str]:
     """Key: value, of the identity that this unit has; only the client of the source in use is imported."""
+    if app.secrets.source == "none":
+        return {}
     if app.secrets.source == "systemd_creds":
         from forgectl import sealed
 
@@ -128,6 +133,22 @@ def _name_the_user(database: Database, environment: dict[str, str], found: Fetch
     if databases.USER_KEY in found.values and database.url_variable in environment:
         url = environment[database.url_variable]
         environment[database.url_variable] = databases.with_user(url, databases.user(database, found))
+
+
+def _form_the_url(database: Database, environment: dict[str, str], values: dict[str, str], key: str) -> None:
+    """Write the database's URL as the app wants it, with the password that it may want there."""
+    if not database.url_format or database.url_variable not in environment:
+        return
+    import re
+    from urllib.parse import quote, urlsplit
+
+    parts = urlsplit(environment[database.url_variable])
+    user, _, host = parts.netloc.rpartition("@")
+    fields = {"user": user, "host": host, "name": parts.path.removeprefix("/")}
+    # The values are in a URL already, but for the password, which may hold anything.
+    fields["password"] = quote(values.get(key, ""), safe="")
+    form = re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], database.url_format)
+    environment[database.url_variable] = form
 
 
 def _patiently(fetch: Callable[[], dict[str, str]], deadline: float | None, name: str) -> dict[str, str]:

@@ -297,6 +297,8 @@ def _cut_over(layout: Layout, change: Cutover, target: Record, live: Record | No
         if live and live.id != target.id
         else []
     )
+    if not config.load(layout.settings(target.id)).ready_path:
+        lines.append("the app has no readiness path: each worker counted as ready once it took requests")
     slot = change.run(target.id)
     seconds = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in change.phases.seconds.items())
     return msgspec.structs.replace(
@@ -363,7 +365,7 @@ def _candidate(
 
 def _cutover_plan(layout: Layout, app: App, present: State) -> str:
     occupied = cutover.occupied(layout, present)
-    line = f"start slot {slots.other(occupied)}, wait for {app.ready_path}, move the traffic"
+    line = f"start slot {slots.other(occupied)}, wait for {app.readiness}, move the traffic"
     return line + (f", watch it for {app.watch_seconds:g} s, drain slot {occupied}" if occupied else "")
 
 

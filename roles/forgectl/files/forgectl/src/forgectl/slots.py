@@ -17,6 +17,10 @@ PROBE_TIMEOUT_SECONDS = 2.0
 STARTING_WEIGHT, SERVING_WEIGHT = 20, 100
 
 
+# What Nginx passes on for nobody, so that only forgectl asks: gunicorn.conf.py answers it for an app without a path.
+SERVER_METHOD = "TRACE"
+
+
 class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
@@ -29,7 +33,10 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def probe(path: Path, url: str, host: str, timeout: float = PROBE_TIMEOUT_SECONDS) -> int | None:
-    """Ask a slot over its own socket, as Nginx would: the status, or None when nothing answers in `timeout` seconds."""
+    """Ask a slot over its own socket, as Nginx would: the status, or None when nothing answers in `timeout` seconds.
+
+    Without a `url` a worker's server is asked, and not the app.
+    """
     return _ask(path, url, host, timeout)[0]
 
 
@@ -37,7 +44,8 @@ def _ask(path: Path, url: str, host: str, timeout: float) -> tuple[int | None, s
     """The status, and which worker gave it; a release from before workers said so does not."""
     connection = _UnixConnection(path, timeout)
     try:
-        connection.request("GET", url, headers={"Host": host, "X-Forwarded-Proto": "https", "Connection": "close"})
+        method = "GET" if url else SERVER_METHOD
+        connection.request(method, url or "/", headers={"Host": host, "X-Forwarded-Proto": "https", "Connection": "close"})
         answer = connection.getresponse()
         return answer.status, answer.headers["X-Forge-Worker"]
     except (OSError, http.client.HTTPException):
@@ -122,6 +130,8 @@ def deadline(app: App, starts: list[float]) -> float:
 def wait_ready(layout: Layout, slot: str, limit: float) -> float:
     """Wait until every worker of a started slot answers its readiness path with 200; returns the seconds that took.
 
+    Of an app without such a path each worker has to take requests, which it does once the app has started.
+
     One alone would get the traffic of all while the others still import the app.
 
     Raises:
@@ -142,7 +152,7 @@ def wait_ready(layout: Layout, slot: str, limit: float) -> float:
             continue
         left = limit - (time.monotonic() - began)
         if left <= 0:
-            found = f"{app.ready_path} " + (f"answers {status}" if status else "does not answer")
+            found = f"{app.readiness} " + (f"answers {status}" if status else "does not answer")
             if ready:
                 found += f", and {len(ready)} of {app.workers.count} workers were ready"
             continue
@@ -157,7 +167,7 @@ def wait_ready(layout: Layout, slot: str, limit: float) -> float:
             time.sleep(POLL_SECONDS)
     lines = systemd.journal(layout.service(slot), wall)
     raise CandidateFailed(
-        f"expected {app.ready_path} of {layout.service(slot)} to answer 200 within {limit:.0f} s; found: {found}", lines
+        f"expected {app.readiness} of {layout.service(slot)} to answer 200 within {limit:.0f} s; found: {found}", lines
     )
 
 
@@ -189,7 +199,7 @@ def trouble(layout: Layout, slot: str) -> str:
     status = probe(layout.socket(slot), app.ready_path, app.domain)
     if status == 200:
         return ""
-    return f"{app.ready_path} " + (f"answers {status}" if status else "does not answer")
+    return f"{app.readiness} " + (f"answers {status}" if status else "does not answer")
 
 
 def restarts(layout: Layout, slot: str) -> int:

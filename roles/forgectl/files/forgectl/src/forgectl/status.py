@@ -21,6 +21,7 @@ def of(layout: Layout, app: App) -> dict[str, Any]:
         "live": msgspec.to_builtins(live),
         "live_socket": layout.live_slot(),
         "ready": slots.probe(layout.live, its_app.ready_path, its_app.domain) == 200 if live else False,
+        "readiness": its_app.ready_path or None,
         "slots": {},
         "workers": msgspec.to_builtins(its_app.workers),
         "secrets": {name: _enrolled(layout, app, name) for name in identity.identities(app)},
@@ -48,7 +49,8 @@ def text(found: dict[str, Any]) -> str:
     lines = [f"{found['app']}  https://{found['domain']}"]
     if live:
         lines.append(f"  live      {live['release']} in slot {live['slot']}, since {live['since']}")
-        lines.append(f"  ready     {'yes' if found['ready'] else 'NO'}")
+        why = "" if found["readiness"] else ": its workers take requests; the app has no readiness path"
+        lines.append(f"  ready     {f'yes{why}' if found['ready'] else 'NO'}")
         if refused := found["secrets_refused"]:
             lines.append(
                 f"  REFUSED   version {refused['secrets']} of its secrets at {refused['at']}: {refused['reason']}"
@@ -63,7 +65,7 @@ def text(found: dict[str, Any]) -> str:
     lines.append(
         "  secrets   "
         + (f"version {live['secrets']}; " if live and live["secrets"] else "")
-        + ", ".join(f"{name} {'enrolled' if yes else 'MISSING'}" for name, yes in found["secrets"].items())
+        + (", ".join(f"{name} {'enrolled' if yes else 'MISSING'}" for name, yes in found["secrets"].items()) or "none")
     )
     if found["maintenance"]:
         lines.append(f"  MAINTENANCE PAGE: {found['maintenance']}")
