@@ -35,12 +35,20 @@ _RANGES: dict[str, tuple[int, int]] = {
     "cpu_quota_percent": (0, 100_000),
     "tasks_max": (16, 1024 * 1024),
     "request_timeout": (1, 3600),
+    "stream_timeout": (1, 7 * 24 * 3600),
+    "websocket_timeout": (1, 7 * 24 * 3600),
     "max_body_kib": (1, 1024 * 1024),
     "keep_releases": (2, 100),
     "watch_seconds": (0, 600),
     "recycle_after_hours": (0, 24 * 365),
     "recycle_memory_percent": (0, 100),
     "max_requests": (0, 10_000_000),
+}
+
+_COMMAND = re.compile(r"[a-z][a-z0-9-]{0,20}")
+_COMMAND_RANGES: dict[str, tuple[int, int]] = {
+    "memory_max_mib": (16, 1024 * 1024),
+    "stop_seconds": (1, 3600),
 }
 
 
@@ -214,6 +222,7 @@ def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]
         )
         return {}
     options = read_options(inventory.roles, "app", "entry")
+    command_options = read_options(inventory.roles, "app", "command")
     source = secrets_source.chosen(read_options(inventory.roles, "secrets"), inventory.values)
     entries: dict[str, dict[str, Any]] = {}
     for key, value in apps.items():
@@ -225,6 +234,8 @@ def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]
             )
             continue
         entry, problems = validate(options, value, where)
+        outcome.problems += problems
+        entry["commands"], problems = _commands(entry.get("commands"), command_options, f"{where}.commands")
         outcome.problems += problems
         outcome.problems += inventory_lint.shape_problems(value, where)
         raw_entry = inventory.raw_apps.get(key) if isinstance(inventory.raw_apps, Mapping) else None
@@ -295,6 +306,41 @@ def _entry(name: str, entry: Mapping[str, Any]) -> list[Problem]:
                 )
             )
     return problems + edge.entry_problems(entry, where)
+
+
+def _commands(
+    commands: Mapping[str, Any] | None, options: Options, where: str
+) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+    """Return an entry's commands with their defaults, and what is wrong with them."""
+    found: dict[str, dict[str, Any]] = {}
+    problems = []
+    for name, value in (commands or {}).items():
+        here = f"{where}.{name}"
+        if not _COMMAND.fullmatch(str(name)):
+            expected = "a name of lower-case letters, digits and hyphens, a letter first, at most 21 characters"
+            problems.append(Problem(here, expected, str(name), "rename the command"))
+        if not isinstance(value, Mapping):
+            problems.append(Problem(here, "a mapping with at least command", kind(value), "fill it in"))
+            continue
+        found[str(name)], mistakes = validate(options, value, here)
+        problems += mistakes
+        program = found[str(name)]["command"]
+        if isinstance(program, list) and not (program and program[0] and "/" not in program[0]):
+            problems.append(
+                Problem(
+                    f"{here}.command",
+                    "a list that begins with a program of the app's environment or a Python module",
+                    str(program[0]) if program else "an empty list",
+                    "name it without a folder",
+                )
+            )
+        for option, (least, most) in _COMMAND_RANGES.items():
+            number = found[str(name)][option]
+            if isinstance(number, int) and not least <= number <= most:
+                problems.append(
+                    Problem(f"{here}.{option}", f"a number from {least} to {most}", str(number), f"correct {option}")
+                )
+    return found, problems
 
 
 def _database(database: Mapping[str, Any], where: str) -> list[Problem]:
@@ -377,6 +423,8 @@ def _is_sized(entry: Mapping[str, Any]) -> bool:
     numbers = ("workers", "worker_memory_mib", "memory_max_mib", "cpu_quota_percent", "request_timeout")
     if not all(isinstance(entry.get(option), int) and entry[option] >= _RANGES[option][0] for option in numbers):
         return False
+    if not all(isinstance(each["memory_max_mib"], int) for each in (entry.get("commands") or {}).values()):
+        return False
     wanted = (entry.get("settings") or {}).get("WEB_CONCURRENCY", 1)
     database = entry.get("database")
     return str(wanted).isdigit() and (database is None or isinstance(database.get("pool_max"), int))
@@ -430,6 +478,7 @@ def _plan(entry: Mapping[str, Any], inventory: Inventory, settings: Settings) ->
     override = entry["settings"].get("WEB_CONCURRENCY") if entry.get("settings") else None
     fixed_by = f"apps.{name}.workers" if override is None else f"WEB_CONCURRENCY in apps.{name}.settings"
     database, demand = entry.get("database"), None
+    commands = (entry.get("commands") or {}).values()
     if isinstance(database, Mapping):
         external = database["placement"] != LOCAL
         demand = Demand(
@@ -437,6 +486,7 @@ def _plan(entry: Mapping[str, Any], inventory: Inventory, settings: Settings) ->
             hosts=max(1, inventory.hosts_of.get(name, 1)) if external else 1,
             pool_max=database["pool_max"],
             migration=settings.connections_migration if database.get("migration") else 0,
+            commands=len(commands),
         )
     return sizing.Plan(
         name=name,
@@ -445,6 +495,8 @@ def _plan(entry: Mapping[str, Any], inventory: Inventory, settings: Settings) ->
         worker_mib=entry["worker_memory_mib"],
         memory_max_mib=entry["memory_max_mib"],
         cpu_quota_percent=entry["cpu_quota_percent"],
+        slot_commands_mib=sum(each["memory_max_mib"] for each in commands if not each["schedule"]),
+        host_commands_mib=sum(each["memory_max_mib"] for each in commands if each["schedule"]),
         demand=demand,
     )
 

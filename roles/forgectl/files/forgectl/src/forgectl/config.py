@@ -10,6 +10,7 @@ from forgectl.errors import Refused
 # Inside the source, no part of it hidden.
 Folder = Annotated[str, msgspec.Meta(pattern=r"^[^/.][^/]*(/[^/.][^/]*)*$")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+CommandName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,20}$")]
 Role = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,62}$")]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -54,8 +55,8 @@ class Rotation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Secrets(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Where the app's secrets are, and environment variable = key there.
 
-    `source` is vault, which needs `address`, `ca_file` and the KV v2 `path`, or systemd_creds: sealed on this host; none
-    is that of an app without any.
+    `source` is vault, which needs `address`, `ca_file` and the KV v2 `path`, or systemd_creds: sealed on this host; or
+    none, for an app without any.
     `bound_cidrs` are the only addresses that secret ids and their tokens work from (empty: any); `retry_seconds` is how
     long a start goes on asking while Vault is unreachable or sealed.
     """
@@ -93,8 +94,8 @@ class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The app's PostgreSQL database. URLs hold no password; keys name the passwords in Vault.
 
     `url_variable` receives `url`, with the user that the app's secrets may name beside the password; in the form of
-    `url_format`, if any, whose {user}, {password}, {host} and {name} are filled in. With `vault_role`, a role of Vault's
-    database engine, user and password of the app are leased for each slot.
+    `url_format`, if any, whose {user}, {password}, {host} and {name} are filled in. With `vault_role`, a role of
+    Vault's database engine, user and password of the app are leased for each slot.
     """
 
     placement: Literal["local", "external"]
@@ -119,6 +120,19 @@ class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     def app_roles(self) -> tuple[str, str]:
         """The two roles that the app logs in as by turns, so that a password can change under a running app."""
         return self.app_role, f"{self.app_role}_2"
+
+
+class Command(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What the app runs beside its server: a program of its environment, or `python -m command`.
+
+    With a `schedule`, a calendar event of systemd.time(7), it is started then; otherwise it goes on for ever. It gets
+    `stop_seconds` to end before it is killed.
+    """
+
+    command: Annotated[list[Text], msgspec.Meta(min_length=1)]
+    memory_max_mib: Annotated[int, msgspec.Meta(ge=1)]
+    stop_seconds: Annotated[int, msgspec.Meta(ge=1)]
+    schedule: str = ""
 
 
 class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -149,6 +163,7 @@ class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     static: list[Folder] = []
     migration: Migration | None = None
     database: Database | None = None
+    commands: dict[CommandName, Command] = {}
 
     def __post_init__(self) -> None:
         if self.migration and self.secrets.source == "vault" and not self.migration.path:

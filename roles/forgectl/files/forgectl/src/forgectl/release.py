@@ -11,7 +11,21 @@ from typing import NamedTuple
 
 import msgspec
 
-from forgectl import config, cutover, identity, lease, migration, report, schema, slots, staging, state, systemd, venv
+from forgectl import (
+    commands,
+    config,
+    cutover,
+    identity,
+    lease,
+    migration,
+    report,
+    schema,
+    slots,
+    staging,
+    state,
+    systemd,
+    venv,
+)
 from forgectl.config import App
 from forgectl.cutover import Cutover, Say
 from forgectl.errors import CandidateFailed, Refused, SecretsError
@@ -74,6 +88,7 @@ def release(
     """
     if app.leases and not layout.lease_template.exists():
         raise Refused(f"expected {layout.lease_template}, which keeps the leased user; found none; run site.yml")
+    commands.check_schedules(app)
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
     source_digest = _source_digest(archive, source_digest)
     digest = staging.digest_of(layout, source_digest)
@@ -487,6 +502,7 @@ def _complete(
         staging.check_intact(layout, staged)
     with phases("environment"):
         _build(layout, app, staged)
+    commands.check_programs(layout, app, staged.id)
     return staged
 
 
