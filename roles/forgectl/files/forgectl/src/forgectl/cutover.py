@@ -535,6 +535,7 @@ def recover(layout: Layout, app: App, say: Say) -> State:
         if present.entry(operation.began) is None:
             conclude(present, "failed", INTERRUPTED)
         if moved:
+            commands.pause(layout)
             if present.live:
                 slots.stop(layout, present.live.slot)
             present.operation = None
