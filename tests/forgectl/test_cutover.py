@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from conftest import Bao, describe, staged
 from forgectl import (
+    commands,
     config,
     cutover,
     identity,
@@ -40,8 +41,21 @@ from forgectl.staging import Record
 from forgectl.state import Action, Slotted, State
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.chmod", "os.chown", "os.utime")
+# One that goes on, and one that a timer starts.
+COMMANDS = """
+[commands.beat]
+command = ["inbox.beat"]
+memory_max_mib = 64
+stop_seconds = 5
+[commands.tick]
+command = ["inbox.tick"]
+memory_max_mib = 64
+stop_seconds = 5
+schedule = "hourly"
+"""
 STOPPED = {"ActiveState": "inactive", "SubState": "dead", "Result": "success", "NRestarts": "0", "Job": "0"} | {
-    "ExecMainStatus": "0"
+    "ExecMainStatus": "0",
+    "MainPID": "0",
 }
 
 
@@ -104,7 +118,7 @@ class Host:
             folder.mkdir(parents=True)
         self._servers = [Answers(self, slot) for slot in SLOTS]
         self.settings = describe().replace("keep_releases = 2", "keep_releases = 5\nwatch_seconds = 0.05")
-        self.settings = self.settings.replace("start = 60", "start = 1\npool_exit = 0.001")
+        self.settings = self.settings.replace("start = 60", "start = 1\npool_exit = 0.001") + COMMANDS
         self.describe(self.settings)
 
     def __enter__(self) -> Self:
@@ -143,6 +157,7 @@ class Host:
         slots.prepare(self.layout, slot, record.id, 0)
         slots.start(self.layout, slot)
         slots.swap(self.layout, slot)
+        commands.hand_over(self.layout, slot)
         state.save(self.layout, State(live=Slotted(record.id, slot, "2026-01-01T00:00:00+00:00")))
 
     def change(self, action: Action = "release", app: config.App | None = None) -> Cutover:
@@ -191,6 +206,7 @@ class Host:
         present = self.state
         assert present.operation is None, present
         assert self.layout.maintenance.exists() == present.page, present
+        self.assert_commands(present.live.slot if present.live and not present.maintenance else None)
         if present.live is None:
             assert not any(map(self.is_up, SLOTS)), present
             return
@@ -202,6 +218,19 @@ class Host:
             assert self.layout.live_files.readlink() == self.layout.slots / present.live.slot
         assert self.is_up(present.live.slot) != bool(present.maintenance), present
         assert not self.is_up(slots.other(present.live.slot)), present
+
+    def assert_commands(self, live: str | None) -> None:
+        """Those of the live slot run, from its release, and no others."""
+        running = {unit for unit, found in self.units.items() if ".beat@" in unit and found["ActiveState"] == "active"}
+        assert running == ({self.layout.command_unit("beat", live)} if live else set())
+        service, timer = self.layout.scheduled_units("tick")
+        assert (timer in self.units) == bool(live)
+        if live:
+            release = str(self.layout.slot_release(live))
+            for unit in (*running, service):
+                text = (self.layout.units / unit).read_text()
+                assert release in text.splitlines()[0]
+                assert f" inbox {live} " in text
 
     def close(self, on: bool = True, reason: str = "", dry_run: bool = False) -> dict[str, Any]:
         """What `forgectl maintenance inbox on` does, or off."""

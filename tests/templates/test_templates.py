@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "roles/forgectl/files/forgectl/src"))
 
 from forge.specs import read_options  # noqa: E402
 from forge_certificates import Config  # noqa: E402
-from forgectl.config import App, decode  # noqa: E402
+from forgectl.config import App, Command, decode  # noqa: E402
 from sources import write  # noqa: E402
 
 # Whatever breaks quoting in TOML, in units and in Python.
@@ -35,6 +35,16 @@ PLAIN: dict[str, Any] = {
     "module": "shop.main:app",
     "python_path": "src",
     "secrets": {"role_id": "r", "variables": {"FORGE_SIGNING_KEY": "signing_key"}},
+}
+# Without secrets, a database, paths for probes, metrics, and names of the platform's.
+BARE: dict[str, Any] = {
+    **{name: value for name, value in PLAIN.items() if name != "secrets"},
+    "domain": "bare.example.com",
+    "settings": {"OWN": "yes"},
+    "settings_prefix": "",
+    "health_path": "",
+    "ready_path": "",
+    "metrics_path": "",
 }
 SEALED: dict[str, Any] = {
     **PLAIN,
@@ -51,12 +61,19 @@ CHANGED: dict[str, Any] = {
     "lock": "locks/production.txt",
     "environment": "staging",
     "settings": {"HARD": HARD, "NUMBER": 5, "FLAG": False},
+    "settings_prefix": "SHOP_",
+    "commands": {
+        "mails": {"command": ["shop.mails", "--to", HARD], "memory_max_mib": 99, "stop_seconds": 5},
+        "report": {"command": ["report"], "schedule": "*-*-* 03:00:00"},
+    },
     "workers": 3,
     "worker_memory_mib": 90,
     "memory_max_mib": 777,
     "cpu_quota_percent": 60,
     "tasks_max": 99,
     "request_timeout": 130,
+    "stream_timeout": 500,
+    "websocket_timeout": 600,
     "max_body_kib": 5,
     "body_limits": {"/v1/uploads": 20480, "/v1/small/": 1},
     "client_limits": {"requests_per_second": 7, "burst": 8, "concurrent_requests": 9, "streams": 4},
@@ -83,6 +100,7 @@ CHANGED: dict[str, Any] = {
         "url": "postgresql+asyncpg://shop@db.example.com/shop_db",
         "migration_url": "postgresql+asyncpg://mover@db.example.com/shop_db",
         "url_variable": "DATABASE_URL",
+        "url_format": "postgresql://{user}:{password}@{host}/{name}",
         "password_key": "app_password",
         "vault_role": "shop",
         "pool_max": 2,
@@ -178,6 +196,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     # Preflight would refuse it of a machine that is no Debian 13, and leaves what depends on its own facts alone.
     hosts["quic"] = {**hosts["plain"], "nginx_http3": "{{ forge_host.distribution_version == '13' }}"}
+    hosts["bare"] = {**hosts["plain"], "apps": {"bare": BARE}}
     hosts["sealed"] = {**hosts["plain"], "apps": {"sealed": SEALED}, "secrets_source": "systemd_creds"}
     hosts["issued"] = {
         **hosts["plain"],
@@ -303,7 +322,7 @@ def test_description_of_a_changed_app(rendered: Path) -> None:
     assert (app.module, app.python_path, app.lock) == ("shop.main:create_app('x')", "./src", "locks/production.txt")
     assert (app.ready_path, app.health_path, app.keep_releases, app.workers.count) == ("/able", "/live", 3, 3)
     assert app.settings == {
-        "FORGE_ENVIRONMENT": "staging",
+        "SHOP_ENVIRONMENT": "staging",
         "DATABASE_URL": "postgresql+asyncpg://shop@db.example.com/shop_db",
         "POOL": "2",
         "HARD": HARD,
@@ -329,6 +348,48 @@ def test_description_of_a_changed_app(rendered: Path) -> None:
     assert (app.migration.user, app.migration.path) == ("changed-migrate", "team/changed/migrate")
     assert app.migration.settings["DATABASE_URL"] == "postgresql+asyncpg://mover@db.example.com/shop_db"
     assert app.migration.variables == {"DATABASE_PASSWORD": "mover_password"}
+    assert app.database.url_format == "postgresql://{user}:{password}@{host}/{name}"
+    assert app.commands == {
+        "mails": Command(["shop.mails", "--to", HARD], 99, 5),
+        "report": Command(["report"], 256, 30, "*-*-* 03:00:00"),
+    }
+
+
+def test_an_app_that_knows_nothing_of_the_platform(rendered: Path) -> None:
+    """It gets its own settings alone; nothing is fetched for it, and its server answers in its place."""
+    app = described(rendered, "bare")
+    assert app.settings == {"OWN": "yes"}
+    assert (app.secrets.source, app.secrets.variables, app.variables, app.commands) == ("none", {}, {}, {})
+    assert (app.ready_path, app.health_path) == ("", "")
+    assert "LoadCredentialEncrypted" not in unit(rendered, "bare", "slot.conf")
+    assert "load_wsgi" in (rendered / "bare/gunicorn.conf.py").read_text()
+    assert "load_wsgi" not in (rendered / "plain/gunicorn.conf.py").read_text()
+    _, tls = servers(rendered, "bare")
+    assert [words for words, body in tls if words[0] == "location" and values(body, "deny")] == []
+
+
+def test_the_prefix_names_what_the_entry_does_not(rendered: Path) -> None:
+    """By default it is the platform's own."""
+    app = described(rendered, "sealed")
+    assert set(app.settings) == {"FORGE_ENVIRONMENT", "FORGE_DATABASE_URL", "FORGE_DATABASE_POOL_MAX"}
+    assert app.database
+    assert app.database.url_variable == "FORGE_DATABASE_URL"
+    assert app.migration
+    assert app.migration.variables == {"FORGE_DATABASE_PASSWORD": "database_password"}
+    assert set(app.migration.settings) == {"FORGE_DATABASE_URL"}
+
+
+def test_streams_and_websockets_have_times_of_their_own(rendered: Path) -> None:
+    """Where they differ, in places of their own; by default they share one."""
+    _, changed = servers(rendered, "changed")
+    for number in ("", "_1", "_2"):
+        for name, seconds in (("stream", "500s"), ("websocket", "600s")):
+            body = location(changed, f"@forge_{name}{number}")
+            assert values(body, "proxy_read_timeout") == values(body, "proxy_send_timeout") == [[seconds]]
+            assert values(body, "limit_conn") == [["forge_changed_streams", "4"]]
+    _, plain = servers(rendered, "plain")
+    assert values(location(plain, "@forge_stream"), "proxy_read_timeout") == [["3600s"]]
+    assert not [words for words, _ in plain if "websocket" in words[-1]]
 
 
 @pytest.mark.parametrize(("name", "minutes"), [("plain", 5), ("changed", 60)])
@@ -552,8 +613,9 @@ def test_a_body_is_measured_wherever_it_is_read(rendered: Path) -> None:
             body = location(tls, *words)
             assert values(body, "client_max_body_size") == [[limit]]
             pages = values(body, "error_page")
-            assert [page for page in values(tls, "error_page") if page[0] not in ("418", "419", "420")] == pages[3:]
-            for status, name in zip(("418", "419", "420"), pages[:3], strict=True):
+            ways = ("418", "419", "420", "417")
+            assert [page for page in values(tls, "error_page") if page[0] not in ways] == pages[4:]
+            for status, name in zip(ways, pages[:4], strict=True):
                 assert name[0] == status
                 assert values(location(tls, name[2]), "client_max_body_size") == [[limit]]
     assert not [words for words, _ in servers(rendered, "plain")[1] if words[-1].endswith(("_1", "/v1/small"))]

@@ -49,6 +49,7 @@ def entry(**changes: Any) -> dict[str, Any]:
     # No limit that a test could meet.
     limits = dict.fromkeys(("requests_per_second", "burst", "concurrent_requests", "streams"), 50_000)
     app |= {"client_limits": limits, "content_security_policy": "", "body_limits": {}, "static": {}}
+    app |= {"ready_path": "/ready", "health_path": "/health", "stream_timeout": 60, "websocket_timeout": 60}
     return {**app, "max_requests": 0, "timeouts": chain, "workers": workers, **changes}
 
 
@@ -197,7 +198,6 @@ def edge(tmp_path: Path) -> Iterator[Edge]:
         "__nginx_headers": {},
         "__nginx_methods": ["[A-Z]+"],
         "__nginx_http2_directive": False,
-        "__nginx_stream_idle": 60,
         "__nginx_retry_after": 7,
         "__nginx_leaving": tmp_path / "leaving",
         "__nginx_utf8": ".*",

@@ -25,6 +25,7 @@ _NOT_APPS = (
 )
 _ASGI_ARGUMENTS = 3  # scope, receive, send
 _FRAMEWORKS = frozenset({"FastAPI", "Starlette", "Quart", "Litestar", "BlackSheep", "Sanic", "Falcon", "App"})
+_SERVERS = frozenset({"uvicorn.run", "hypercorn.run", "web.run_app"})
 _DEEPEST_IMPORT = 5
 _MOST_MODULES_SEARCHED = 500
 
@@ -45,6 +46,8 @@ class Names:
     def __init__(self, tree: ast.Module) -> None:
         self.bound: dict[str, ast.AST] = {}
         self.star_imports: list[ast.ImportFrom] = []
+        # What would never return.
+        self.server: ast.Expr | None = None
         for statement in _top_level(tree.body):
             self._add(statement)
 
@@ -58,6 +61,9 @@ class Names:
                         self.bound[node.id] = statement.value if node is target else statement
         elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
             self.bound[statement.target.id] = statement.value
+        elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+            if ast.unparse(statement.value.func) in _SERVERS:
+                self.server = self.server or statement
         elif isinstance(statement, ast.Import):
             for alias in statement.names:
                 self.bound[alias.asname or alias.name.partition(".")[0]] = statement
@@ -72,6 +78,10 @@ class Names:
 def _top_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
     """Yield the statements that run at import, into the branches of `if`, `try` and `with`, in their order."""
     for statement in body:
+        if isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test):
+            # Of a program, not of a module; the server does not see it.
+            yield from _top_level(statement.orelse)
+            continue
         yield statement
         if isinstance(statement, (ast.If, ast.Try, ast.With)):
             handlers = statement.handlers if isinstance(statement, ast.Try) else []
@@ -170,6 +180,15 @@ def _check_target(source: Path, root: Path, target: Target, shipped: set[str], w
     names = _names(file)
     if isinstance(names, str):
         return [Problem(where, f"valid Python in {inside}", names, "mend the syntax")]
+    if names.server:
+        return [
+            Problem(
+                where,
+                f"{inside} to leave serving to the platform",
+                f"line {names.server.lineno} starts a server of its own as soon as it is imported",
+                "put that line behind `if __name__ == '__main__':`",
+            )
+        ]
     definition = _resolve(root, target.module, target.name, 0)
     if definition is None:
         candidates = _apps_in(names, target.module) or [f"{target.module}:{name}" for name in sorted(names.bound)]

@@ -33,12 +33,16 @@ class Server:
 
 @dataclass(frozen=True)
 class Demand:
-    """What an app needs of a server: `pool_max` of one worker, on `hosts` hosts, and `migration` connections."""
+    """What an app needs of a server: `pool_max` of one worker, on `hosts` hosts, and `migration` connections.
+
+    Each of its `commands` may have as many as a worker.
+    """
 
     server: str
     hosts: int
     pool_max: int
     migration: int
+    commands: int = 0
 
     @property
     def per_worker(self) -> int:
@@ -46,8 +50,8 @@ class Demand:
         return self.pool_max + LISTENER
 
     def workers_need(self, workers: int) -> int:
-        """Connections of all workers in both slots on all hosts."""
-        return self.hosts * workers * SLOTS * self.per_worker
+        """Connections of all workers and commands in both slots on all hosts."""
+        return self.hosts * (workers + self.commands) * SLOTS * self.per_worker
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,13 @@ def budget(server: Server, demands: Sequence[tuple[str, int, Demand]]) -> Budget
 def arithmetic(server: Server, demands: Sequence[tuple[str, int, Demand]]) -> str:
     """Return the sum in words that an operator can follow."""
     parts = [
-        f"{app}: {demand.hosts} hosts x {workers} workers x {SLOTS} slots x "
+        f"{app}: {demand.hosts} hosts x {_counted(workers, demand.commands)} x {SLOTS} slots x "
         f"({demand.pool_max} pool_max + {LISTENER} listener) = {demand.workers_need(workers)}, "
         f"+ {demand.migration} for migrations"
         for app, workers, demand in demands
     ]
     return "; ".join([*parts, f"+ {server.exporter} exporter + {server.reserved} reserved"])
+
+
+def _counted(workers: int, commands: int) -> str:
+    return f"({workers} workers + {commands} commands)" if commands else f"{workers} workers"

@@ -186,9 +186,13 @@ def _computed_problems(name: str, entry: Mapping[str, Any], settings: Mapping[st
     options: dict[str, str] = {}
     database = entry.get("database")
     if isinstance(database, Mapping):
-        for key, option in (("url_variable", "url"), ("pool_variable", "pool_max")):
-            if database.get(key):
-                options[str(database[key])] = f"apps.{name}.database.{option}"
+        prefix = entry.get("settings_prefix")
+        for key, option, default in (
+            ("url_variable", "url", "DATABASE_URL"),
+            ("pool_variable", "pool_max", "DATABASE_POOL_MAX"),
+        ):
+            if variable := database.get(key) or (prefix and f"{prefix}{default}"):
+                options[str(variable)] = f"apps.{name}.database.{option}"
     return [
         Problem(
             f"apps.{name}.settings.{variable}",

@@ -34,6 +34,8 @@ POSTGRESQL_MAX_CONNECTIONS = 100
 POSTGRESQL_PORT = 5432
 
 LONGEST_ROTATION_MINUTES = 24 * 60
+# Of a database, as its app wants it; the parts in braces are filled in at each start.
+_URL_FORMAT = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^\s{}]|\{(?:user|password|host|name)\})+")
 _TIME = r"([01]\d|2[0-3]):([0-5]\d)"
 SHORTEST_WINDOW_MINUTES = 30
 
@@ -45,12 +47,20 @@ _RANGES: dict[str, tuple[int, int]] = {
     "cpu_quota_percent": (0, 100_000),
     "tasks_max": (16, 1024 * 1024),
     "request_timeout": (1, 3600),
+    "stream_timeout": (1, 7 * 24 * 3600),
+    "websocket_timeout": (1, 7 * 24 * 3600),
     "max_body_kib": (1, 1024 * 1024),
     "keep_releases": (2, 100),
     "watch_seconds": (0, 600),
     "recycle_after_hours": (0, 24 * 365),
     "recycle_memory_percent": (0, 100),
     "max_requests": (0, 10_000_000),
+}
+
+_COMMAND = re.compile(r"[a-z][a-z0-9-]{0,20}")
+_COMMAND_RANGES: dict[str, tuple[int, int]] = {
+    "memory_max_mib": (16, 1024 * 1024),
+    "stop_seconds": (1, 3600),
 }
 
 
@@ -217,7 +227,7 @@ def _cidr_mistake(text: str) -> str | None:
 def _source_of_secrets(inventory: Inventory, specs: Mapping[str, Options]) -> list[Problem]:
     options = specs.get("secrets", {})
     source = secrets_source.chosen(options, inventory.values)
-    return secrets_source.variable_problems(source, options, inventory.raw)
+    return secrets_source.variable_problems(source, options, inventory.raw, inventory.apps)
 
 
 def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]]:
@@ -230,6 +240,7 @@ def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]
         )
         return {}
     options = read_options(inventory.roles, "app", "entry")
+    command_options = read_options(inventory.roles, "app", "command")
     source = secrets_source.chosen(read_options(inventory.roles, "secrets"), inventory.values)
     entries: dict[str, dict[str, Any]] = {}
     for key, value in apps.items():
@@ -237,10 +248,12 @@ def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]
         outcome.problems += inventory_lint.name_problems(name)
         if not isinstance(value, Mapping):
             outcome.problems.append(
-                Problem(where, "a mapping with at least domain, source, module and secrets", kind(value), "fill it in")
+                Problem(where, "a mapping with at least domain, source and module", kind(value), "fill it in")
             )
             continue
         entry, problems = validate(options, value, where)
+        outcome.problems += problems
+        entry["commands"], problems = _commands(entry.get("commands"), command_options, f"{where}.commands")
         outcome.problems += problems
         outcome.problems += inventory_lint.shape_problems(value, where)
         raw_entry = inventory.raw_apps.get(key) if isinstance(inventory.raw_apps, Mapping) else None
@@ -265,7 +278,7 @@ def _entry(name: str, entry: Mapping[str, Any]) -> list[Problem]:
             )
     paths = {option: entry.get(option) for option in ("health_path", "ready_path", "metrics_path")}
     for option, path in paths.items():
-        if isinstance(path, str) and not path.startswith("/"):
+        if isinstance(path, str) and path and not path.startswith("/"):
             problems.append(Problem(f"{where}.{option}", "a path that starts with /", path, f"write /{path}"))
     if paths["health_path"] and paths["health_path"] == paths["ready_path"]:
         problems.append(
@@ -273,7 +286,17 @@ def _entry(name: str, entry: Mapping[str, Any]) -> list[Problem]:
                 f"{where}.ready_path",
                 "a path other than health_path: liveness must not depend on the database, readiness must",
                 str(paths["ready_path"]),
-                "give the app two endpoints",
+                "give the app two endpoints; or, where it has but this one, set health_path to an empty string",
+            )
+        )
+    prefix = entry.get("settings_prefix")
+    if isinstance(prefix, str) and not re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)?", prefix):
+        problems.append(
+            Problem(
+                f"{where}.settings_prefix",
+                "what the name of a variable may begin with, or an empty string",
+                prefix,
+                "use letters, digits and _",
             )
         )
     wanted = (entry.get("settings") or {}).get("WEB_CONCURRENCY")
@@ -292,12 +315,66 @@ def _entry(name: str, entry: Mapping[str, Any]) -> list[Problem]:
     database = entry.get("database")
     if isinstance(database, Mapping):
         problems += _database(database, f"{where}.database")
+        if secrets is None:
+            problems.append(
+                Problem(
+                    f"{where}.secrets",
+                    "a mapping with variables, since the app has a database, whose password is a secret",
+                    "it is not set",
+                    "map a variable to the key of the password, or remove the database",
+                )
+            )
     return problems + edge.entry_problems(entry, where)
+
+
+def _commands(
+    commands: Mapping[str, Any] | None, options: Options, where: str
+) -> tuple[dict[str, dict[str, Any]], list[Problem]]:
+    """Return an entry's commands with their defaults, and what is wrong with them."""
+    found: dict[str, dict[str, Any]] = {}
+    problems = []
+    for name, value in (commands or {}).items():
+        here = f"{where}.{name}"
+        if not _COMMAND.fullmatch(str(name)):
+            expected = "a name of lower-case letters, digits and hyphens, a letter first, at most 21 characters"
+            problems.append(Problem(here, expected, str(name), "rename the command"))
+        if not isinstance(value, Mapping):
+            problems.append(Problem(here, "a mapping with at least command", kind(value), "fill it in"))
+            continue
+        found[str(name)], mistakes = validate(options, value, here)
+        problems += mistakes
+        program = found[str(name)]["command"]
+        if isinstance(program, list) and not (program and program[0] and "/" not in program[0]):
+            problems.append(
+                Problem(
+                    f"{here}.command",
+                    "a list that begins with a program of the app's environment or a Python module",
+                    str(program[0]) if program else "an empty list",
+                    "name it without a folder",
+                )
+            )
+        for option, (least, most) in _COMMAND_RANGES.items():
+            number = found[str(name)][option]
+            if isinstance(number, int) and not least <= number <= most:
+                problems.append(
+                    Problem(f"{here}.{option}", f"a number from {least} to {most}", str(number), f"correct {option}")
+                )
+    return found, problems
 
 
 def _database(database: Mapping[str, Any], where: str) -> list[Problem]:
     problems = []
     migration = database.get("migration")
+    wanted = database.get("url_format")
+    if isinstance(wanted, str) and wanted and not (_URL_FORMAT.fullmatch(wanted) and "{name}" in wanted):
+        problems.append(
+            Problem(
+                f"{where}.url_format",
+                "a URL with {name}, and no other braces than {user}, {password}, {host} and {name}",
+                "another text",
+                "write it as in postgresql+psycopg://{user}:{password}@{host}/{name}",
+            )
+        )
     if isinstance(database.get("pool_max"), int) and database["pool_max"] < 1:
         problems.append(Problem(f"{where}.pool_max", "at least 1", str(database["pool_max"]), "correct pool_max"))
     if isinstance(migration, Mapping):
@@ -364,6 +441,8 @@ def _source(name: str, entry: Mapping[str, Any], root: Path, target: lock.Target
 def _is_sized(entry: Mapping[str, Any]) -> bool:
     numbers = ("workers", "worker_memory_mib", "memory_max_mib", "cpu_quota_percent", "request_timeout")
     if not all(isinstance(entry.get(option), int) and entry[option] >= _RANGES[option][0] for option in numbers):
+        return False
+    if not all(isinstance(each["memory_max_mib"], int) for each in (entry.get("commands") or {}).values()):
         return False
     wanted = (entry.get("settings") or {}).get("WEB_CONCURRENCY", 1)
     database = entry.get("database")
@@ -432,6 +511,7 @@ def _plan(entry: Mapping[str, Any], inventory: Inventory, settings: Settings) ->
     override = entry["settings"].get("WEB_CONCURRENCY") if entry.get("settings") else None
     fixed_by = f"apps.{name}.workers" if override is None else f"WEB_CONCURRENCY in apps.{name}.settings"
     database, demand = entry.get("database"), None
+    commands = (entry.get("commands") or {}).values()
     if isinstance(database, Mapping):
         external = database["placement"] != LOCAL
         demand = Demand(
@@ -439,6 +519,7 @@ def _plan(entry: Mapping[str, Any], inventory: Inventory, settings: Settings) ->
             hosts=max(1, inventory.hosts_of.get(name, 1)) if external else 1,
             pool_max=database["pool_max"],
             migration=settings.connections_migration if database.get("migration") else 0,
+            commands=len(commands),
         )
     return sizing.Plan(
         name=name,
@@ -447,6 +528,8 @@ def _plan(entry: Mapping[str, Any], inventory: Inventory, settings: Settings) ->
         worker_mib=entry["worker_memory_mib"],
         memory_max_mib=entry["memory_max_mib"],
         cpu_quota_percent=entry["cpu_quota_percent"],
+        slot_commands_mib=sum(each["memory_max_mib"] for each in commands if not each["schedule"]),
+        host_commands_mib=sum(each["memory_max_mib"] for each in commands if each["schedule"]),
         demand=demand,
     )
 
@@ -469,18 +552,29 @@ def _complete(entry: dict[str, Any], plan: sizing.Plan, size: sizing.Host, root:
     done = dict(entry)
     done["source_path"] = str(source_path(entry, root)) if entry.get("source") else ""
     done["settings"] = {key: inventory_lint.setting_text(value) for key, value in (entry.get("settings") or {}).items()}
-    done["secrets"] = dict(entry.get("secrets") or {})
-    done["secrets"]["path"] = done["secrets"].get("path") or f"forge/{name}/app"
-    done["secrets"]["approle"] = done["secrets"].get("approle") or f"forge-{name}-app"
-    if rotation := done["secrets"].get("rotation"):
-        done["secrets"]["rotation"] = {**rotation, "approle": rotation.get("approle") or f"forge-{name}-rotate"}
+    prefix = entry.get("settings_prefix") or ""
+
+    def named(variable: str) -> str:
+        return prefix + variable if prefix else ""
+
+    done["environment_variable"] = named("ENVIRONMENT")
+    if entry.get("secrets"):
+        done["secrets"] = dict(entry["secrets"])
+        done["secrets"]["path"] = done["secrets"].get("path") or f"forge/{name}/app"
+        done["secrets"]["approle"] = done["secrets"].get("approle") or f"forge-{name}-app"
+        if rotation := done["secrets"].get("rotation"):
+            done["secrets"]["rotation"] = {**rotation, "approle": rotation.get("approle") or f"forge-{name}-rotate"}
     if entry.get("database"):
         database = dict(entry["database"])
         database["name"] = database.get("name") or name
+        database["url_variable"] = database.get("url_variable") or named("DATABASE_URL")
+        database["pool_variable"] = database.get("pool_variable") or named("DATABASE_POOL_MAX")
         if database.get("migration"):
             migration = dict(database["migration"])
             migration["path"] = migration.get("path") or f"forge/{name}/migrate"
             migration["approle"] = migration.get("approle") or f"forge-{name}-migrate"
+            if not migration.get("variables") and prefix:
+                migration["variables"] = {named("DATABASE_PASSWORD"): migration["password_key"]}
             database["migration"] = migration
         done["database"] = database
     done["workers"] = {"count": plan.count, "reasons": plan.reasons}

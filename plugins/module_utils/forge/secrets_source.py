@@ -23,9 +23,10 @@ def chosen(options: Options, values: Mapping[str, Any]) -> str:
     return str(values.get("secrets_source") or default)
 
 
-def variable_problems(source: str, options: Options, raw: Mapping[str, Any]) -> list[Problem]:
-    """Return the role variables that the source needs and nothing sets."""
-    if source != VAULT:
+def variable_problems(source: str, options: Options, raw: Mapping[str, Any], apps: Any) -> list[Problem]:
+    """Return the role variables that the source needs and nothing sets; `apps` without secrets need none of them."""
+    entries = apps.values() if isinstance(apps, Mapping) else ()
+    if source != VAULT or (entries and not any(isinstance(e, Mapping) and e.get("secrets") for e in entries)):
         return []
     unset = [name for name in _VARIABLES if name in options and raw.get(name) in (None, "")]
     return _required({name: options[name] for name in unset}, "")

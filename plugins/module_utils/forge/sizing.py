@@ -32,6 +32,8 @@ class Plan:
         worker_mib: Expected memory of one worker.
         memory_max_mib: Limit of a slot set by the inventory, 0 without.
         cpu_quota_percent: CPU time of a slot set by the inventory, in per cent of one core, 0 without.
+        slot_commands_mib: Limits of the commands that go on, together; each slot has its own.
+        host_commands_mib: Limits of those on a schedule, together.
         demand: What one worker needs of the database server, None without a database.
         unlisted: Whether it runs on the host, and no entry of the inventory names it any more.
     """
@@ -42,6 +44,8 @@ class Plan:
     worker_mib: int
     memory_max_mib: int
     cpu_quota_percent: int
+    slot_commands_mib: int = 0
+    host_commands_mib: int = 0
     demand: Demand | None = None
     unlisted: bool = False
     count: int = 0
@@ -49,8 +53,13 @@ class Plan:
 
     @property
     def slot_mib(self) -> int:
-        """Expected memory of one slot, in MiB."""
+        """Expected memory of one slot's server, in MiB."""
         return self.count * self.worker_mib
+
+    @property
+    def whole_slot_mib(self) -> int:
+        """The same with the commands that go on beside it."""
+        return self.slot_mib + self.slot_commands_mib
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,11 @@ def choose(plans: Sequence[Plan], host: Host, servers: Sequence[Server]) -> list
 
 def memory_needed(plans: Iterable[Plan]) -> int:
     """Return the memory of all apps, with the largest of them in the middle of a cutover, in MiB."""
-    slots = [plan.slot_mib for plan in plans]
-    return sum(slots) + max(slots, default=0)
+    slots, scheduled = [], 0
+    for plan in plans:
+        slots.append(plan.whole_slot_mib)
+        scheduled += plan.host_commands_mib
+    return sum(slots) + max(slots, default=0) + scheduled
 
 
 def memory_limit(plan: Plan, host: Host) -> int:
@@ -184,22 +196,27 @@ def _memory_problems(plans: Sequence[Plan], host: Host) -> list[Problem]:
     needed, available = memory_needed(plans), host.memory_mib - host.kept_mib
     if not plans or needed <= available:
         return []
-    largest = max(plans, key=lambda plan: plan.slot_mib)
-    parts = " + ".join(
-        f"{plan.name}{' (in no entry)' if plan.unlisted else ''} {plan.count} x {plan.worker_mib}" for plan in plans
-    )
+    largest = max(plans, key=lambda plan: plan.whole_slot_mib)
+    parts = " + ".join(_parts(plan) for plan in plans)
     leaving = "".join(f", or take {plan.name} out of service: playbooks/remove.yml" for plan in plans if plan.unlisted)
-    listed = max((plan for plan in plans if not plan.unlisted), key=lambda plan: plan.slot_mib, default=largest)
+    listed = max((plan for plan in plans if not plan.unlisted), key=lambda plan: plan.whole_slot_mib, default=largest)
     return [
         Problem(
             "memory of all apps together",
             f"at most {available} MiB: {host.memory_mib} MiB ({host.memory_from}) - {host.kept_mib} MiB kept for the "
             "system",
-            f"{needed} MiB: {parts} + {largest.slot_mib} for the second slot of {largest.name} during a cutover",
+            f"{needed} MiB: {parts} + {largest.whole_slot_mib} for the second slot of {largest.name} during a cutover",
             f"lower apps.{listed.name}.workers, or worker_memory_mib to what a worker really needs, or take a larger "
             f"host{leaving}",
         )
     ]
+
+
+def _parts(plan: Plan) -> str:
+    commands = plan.slot_commands_mib + plan.host_commands_mib
+    where = " (in no entry)" if plan.unlisted else ""
+    more = f" + {commands} for its commands" if commands else ""
+    return f"{plan.name}{where} {plan.count} x {plan.worker_mib}{more}"
 
 
 def _connection_problems(plans: Sequence[Plan], server: Server) -> list[Problem]:

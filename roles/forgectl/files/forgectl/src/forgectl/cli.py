@@ -439,14 +439,18 @@ def status(name: str | None, as_json: bool) -> None:
 @name_argument
 @click.option("-n", "--lines", default=50, show_default=True, help="How many lines.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as new lines come.")
+@click.option("--command", metavar="COMMAND", help="Of one of its commands alone.")
 @harmless_option
 @json_option
-def logs(name: str, lines: int, follow: bool, as_json: bool) -> None:
-    """Show the log of app NAME: both slots and its migrations. With --json, journald's own objects, one a line."""
+def logs(name: str, lines: int, follow: bool, command: str | None, as_json: bool) -> None:
+    """Show the log of app NAME: both slots, migrations, commands. With --json, journald's own objects, one a line."""
     layout, _ = _app(name)
-    units = [f"--unit={pattern}" for pattern in (f"{layout.name}@*.service", f"{layout.name}-migrate@*.service")]
-    command = ["journalctl", *units, f"--lines={lines}", f"--output={'json' if as_json else 'cat'}"]
-    os.execvp("journalctl", [*command, "--follow"] if follow else [*command, "--no-pager"])
+    patterns = [f"{name}@*.service", f"{name}-migrate@*.service", f"{name}.*.service"]
+    if command:
+        patterns = [layout.command_unit(command, "*"), layout.scheduled_units(command)[0]]
+    units = [f"--unit={pattern}" for pattern in patterns]
+    call = ["journalctl", *units, f"--lines={lines}", f"--output={'json' if as_json else 'cat'}"]
+    os.execvp("journalctl", [*call, "--follow"] if follow else [*call, "--no-pager"])
 
 
 @forgectl.group()

@@ -10,6 +10,7 @@ from forgectl.errors import Refused
 # Inside the source, no part of it hidden.
 Folder = Annotated[str, msgspec.Meta(pattern=r"^[^/.][^/]*(/[^/.][^/]*)*$")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+CommandName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,20}$")]
 Role = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,62}$")]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -54,12 +55,13 @@ class Rotation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Secrets(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Where the app's secrets are, and environment variable = key there.
 
-    `source` is vault, which needs `address`, `ca_file` and the KV v2 `path`, or systemd_creds: sealed on this host.
+    `source` is vault, which needs `address`, `ca_file` and the KV v2 `path`, or systemd_creds: sealed on this host; or
+    none, for an app without any.
     `bound_cidrs` are the only addresses that secret ids and their tokens work from (empty: any); `retry_seconds` is how
     long a start goes on asking while Vault is unreachable or sealed.
     """
 
-    source: Literal["vault", "systemd_creds"] = "vault"
+    source: Literal["vault", "systemd_creds", "none"] = "vault"
     address: Annotated[str, msgspec.Meta(pattern=r"^(https://|$)")] = ""
     ca_file: str = ""
     path: str = ""
@@ -74,6 +76,8 @@ class Secrets(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     def __post_init__(self) -> None:
         if self.source == "vault" and not (self.address and self.ca_file and self.path):
             raise ValueError("expected `address`, `ca_file` and `path` of a Vault")
+        if self.source == "none" and self.variables:
+            raise ValueError("expected no `variables` of a source that is none")
 
 
 class Migration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -89,8 +93,9 @@ class Migration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The app's PostgreSQL database. URLs hold no password; keys name the passwords in Vault.
 
-    `url_variable` receives `url`, with the user that the app's secrets may name beside the password. With `vault_role`,
-    a role of Vault's database engine, user and password of the app are leased for each slot.
+    `url_variable` receives `url`, with the user that the app's secrets may name beside the password; in the form of
+    `url_format`, if any, whose {user}, {password}, {host} and {name} are filled in. With `vault_role`, a role of
+    Vault's database engine, user and password of the app are leased for each slot.
     """
 
     placement: Literal["local", "external"]
@@ -101,7 +106,9 @@ class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     migrate_role: Role | None = None
     migrate_key: Text = "database_password"
     migrate_url: str = ""
-    url_variable: Variable = "FORGE_DATABASE_URL"
+    # Empty for an app that is not told.
+    url_variable: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = "FORGE_DATABASE_URL"
+    url_format: str = ""
     vault_role: str = ""
 
     @property
@@ -113,6 +120,19 @@ class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     def app_roles(self) -> tuple[str, str]:
         """The two roles that the app logs in as by turns, so that a password can change under a running app."""
         return self.app_role, f"{self.app_role}_2"
+
+
+class Command(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What the app runs beside its server: a program of its environment, or `python -m command`.
+
+    With a `schedule`, a calendar event of systemd.time(7), it is started then; otherwise it goes on for ever. It gets
+    `stop_seconds` to end before it is killed.
+    """
+
+    command: Annotated[list[Text], msgspec.Meta(min_length=1)]
+    memory_max_mib: Annotated[int, msgspec.Meta(ge=1)]
+    stop_seconds: Annotated[int, msgspec.Meta(ge=1)]
+    schedule: str = ""
 
 
 class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -132,8 +152,9 @@ class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     secrets: Secrets
     python_path: Text = "."
     lock: Text = "requirements.txt"
-    ready_path: Annotated[str, msgspec.Meta(pattern=r"^/")] = "/ready"
-    health_path: Annotated[str, msgspec.Meta(pattern=r"^/")] = "/health"
+    # Empty where the app has none: then the server answers in its place.
+    ready_path: Annotated[str, msgspec.Meta(pattern=r"^(/|$)")] = "/ready"
+    health_path: Annotated[str, msgspec.Meta(pattern=r"^(/|$)")] = "/health"
     keep_releases: Annotated[int, msgspec.Meta(ge=2)] = 5
     watch_seconds: Annotated[float, msgspec.Meta(ge=0)] = 10
     recycle_after_hours: Annotated[float, msgspec.Meta(ge=0)] = 168
@@ -142,10 +163,16 @@ class App(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     static: list[Folder] = []
     migration: Migration | None = None
     database: Database | None = None
+    commands: dict[CommandName, Command] = {}
 
     def __post_init__(self) -> None:
         if self.migration and self.secrets.source == "vault" and not self.migration.path:
             raise ValueError("expected `path` in `migration`, which is that of its secrets in Vault")
+
+    @property
+    def readiness(self) -> str:
+        """Who is asked whether the app is ready: its own path, or without one the server of each worker."""
+        return self.ready_path or "the server"
 
     @property
     def variables(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from forgectl import database, identity, lock, schema, slots, staging, state, systemd
+from forgectl import commands, database, identity, lock, schema, slots, staging, state, systemd
 from forgectl.config import App
 from forgectl.errors import CandidateFailed, ForgeError, Locked, Refused, RolledBack, SecretsError, explain
 from forgectl.layout import SLOTS, Layout
@@ -119,6 +119,7 @@ class Cutover:
             self._state.maintenance = reason
             state.save(self._layout, self._state)
             slots.maintenance(self._layout, on=True)
+            commands.pause(self._layout)
             if self._state.live:
                 slots.drain(self._layout, self._state.live.slot)
 
@@ -266,8 +267,9 @@ def commit(layout: Layout, present: State) -> None:
         present.operation = msgspec.structs.replace(operation, phase="watching", until=time.time() + watch_seconds)
     else:
         conclude(present, "live")
-    # Before the state: a flag that no state tells of would stay for ever.
+    # Before the state: a flag that no state tells of would stay for ever, and commands that were not started, too.
     slots.maintenance(layout, on=present.page)
+    commands.hand_over(layout, present.live.slot)
     state.save(layout, present)
     if present.operation:
         systemd.restart(layout.watch_unit())
@@ -298,6 +300,7 @@ def turn_back(layout: Layout, present: State, reason: str) -> None:
     if operation.old is None:
         raise ForgeError("expected an old slot to go back to; found none; report this")
     slots.swap(layout, operation.old.slot)
+    commands.hand_over(layout, operation.old.slot)
     present.live, present.previous = operation.old, operation.previous
     conclude(present, "rolled back", reason)
 
@@ -532,6 +535,7 @@ def recover(layout: Layout, app: App, say: Say) -> State:
         if present.entry(operation.began) is None:
             conclude(present, "failed", INTERRUPTED)
         if moved:
+            commands.pause(layout)
             if present.live:
                 slots.stop(layout, present.live.slot)
             present.operation = None
@@ -574,6 +578,7 @@ def boot(layout: Layout, app: App, say: Say) -> str | None:
     slots.start(layout, live.slot)
     if layout.live_slot() != live.slot:
         slots.swap(layout, live.slot)
+    commands.hand_over(layout, live.slot)
     return live.release
 
 
@@ -605,12 +610,14 @@ def _observe(layout: Layout, operation: Operation) -> tuple[Outcome, str]:
     while state.load(layout).operation == operation and layout.live_slot() == operation.slot:
         if slots.restarts(layout, operation.slot):
             failures, found = FAILURES, f"{layout.service(operation.slot)} ended and was restarted"
+        elif found := commands.trouble(layout, operation.slot, ever=True):
+            failures = FAILURES
         else:
             found = slots.trouble(layout, operation.slot)
             failures = failures + 1 if found else 0
         over = time.monotonic() >= deadline
         if failures >= FAILURES:
-            others = slots.trouble(layout, old.slot)
+            others = slots.trouble(layout, old.slot) or commands.trouble(layout, old.slot)
             if not others:
                 return "rolled back", f"{found}, and {old.release} was ready"
             if over:
@@ -645,6 +652,7 @@ def _bring_back(layout: Layout, present: State, say: Say) -> None:
             say(f"{live.release} does not come back: {error}")
             return
         slots.swap(layout, live.slot)
+        commands.hand_over(layout, live.slot)
     present.operation = None
     present.maintenance = ""
     slots.maintenance(layout, on=present.page)

@@ -49,6 +49,8 @@ class Record(msgspec.Struct, frozen=True):
 
 def identities(app: App) -> list[str]:
     """The identities whose values an app needs."""
+    if app.secrets.source == "none":
+        return []
     return ["app", "migrate"] if app.migration else ["app"]
 
 
@@ -68,6 +70,11 @@ def need_source(app: App, source: str, instead: str) -> None:
     Raises:
         Refused: they do not.
     """
+    if app.secrets.source == "none":
+        raise Refused(
+            f"expected {app.name} to have secrets; found none; name them under apps.{app.name}.secrets in the "
+            "inventory, and run site.yml"
+        )
     if app.secrets.source != source:
         raise Refused(
             f"expected the secrets of {app.name} to come from {source}; found {app.secrets.source}; {instead}"
@@ -328,6 +335,8 @@ def fetch(layout: Layout, app: App, identity: str, version: int = 0) -> Fetched:
     Raises:
         SecretsError: one of them is not usable, or Vault is not.
     """
+    if app.secrets.source == "none":
+        return Fetched({}, 0)
     variables = needed(app, identity)
     if app.secrets.source == "systemd_creds":
         found = sealed.fetch(layout, identity, variables, version)

@@ -1,7 +1,11 @@
-"""forge-launch: what a unit's ExecStart runs. It reads the secrets and becomes the app, or the migration.
+"""forge-launch: what a unit's ExecStart runs. It reads the secrets and becomes the app, its migration or a command.
 
     forge-launch app NAME SLOT
     forge-launch migrate NAME RELEASE
+    forge-launch command NAME SLOT COMMAND
+    forge-launch ended NAME COMMAND
+
+The last one is a command's ExecStopPost=, and says so when that did not end well.
 
 The process that it becomes gets a clean environment: what systemd hands over, the release's settings, the secrets.
 """
@@ -29,31 +33,48 @@ PASSED_ON = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WAT
 
 
 def main(arguments: list[str] | None = None, root: Path = Path("/")) -> None:
-    """Become the app or its migration. Does not return; exits with 78 after a line that says why it cannot."""
+    """Become the app, its migration or a command. Does not return; exits with 78 after a line that says why not."""
     arguments = sys.argv[1:] if arguments is None else arguments
     match arguments:
         case ["app" | "migrate" as mode, name, which]:
+            command = ""
+        case ["command" as mode, name, which, command]:
             pass
+        case ["ended", name, command]:
+            _tell(name, command)
+            return
         case _:
-            print("usage: forge-launch app NAME SLOT | forge-launch migrate NAME RELEASE", file=sys.stderr)
+            print("usage: " + " | ".join(line.strip() for line in (__doc__ or "").splitlines()[2:6]), file=sys.stderr)
             sys.exit(2)
     # This process becomes another before there is anything worth collecting; it saves a tenth of what imports take.
     gc.disable()
     try:
-        _launch(mode, name, which, root)
+        _launch(mode, name, which, command, root)
     except ForgeError as error:
         print(f"forge-launch: {name}: {error}", file=sys.stderr, flush=True)
     except OSError as error:
         print(f"forge-launch: {name}: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
-    if mode == "app":
+    if mode != "migrate":
         time.sleep(_random() * JITTER_SECONDS)
     sys.exit(FAILED)
 
 
-def _launch(mode: str, name: str, which: str, root: Path) -> None:
+def _tell(name: str, command: str) -> None:
+    """Say that a command did not end well, of which systemd.exec(5) hands over how: a line that is an error."""
+    if (result := os.environ.get("SERVICE_RESULT", "success")) == "success":
+        return
+    how = " ".join(filter(None, (os.environ.get("EXIT_CODE"), os.environ.get("EXIT_STATUS"))))
+    print(
+        f"<3>ALERT {name}: the command {command} failed ({result}, {how}); see what it said: "
+        f"sudo forgectl logs {name} --command {command}",
+        file=sys.stderr,
+    )
+
+
+def _launch(mode: str, name: str, which: str, command: str, root: Path) -> None:
     home = root / "srv" / name
     # The real folder: the slot may point elsewhere before this process ends.
-    release = Path(os.path.realpath(home / ("slots" if mode == "app" else "releases") / which))
+    release = Path(os.path.realpath(home / ("releases" if mode == "migrate" else "slots") / which))
     app = config.load(release / "settings.toml")
     source = release / "source"
     python = str(release / "venv" / "bin" / "python")
@@ -66,34 +87,56 @@ def _launch(mode: str, name: str, which: str, root: Path) -> None:
         **{key: os.environ[key] for key in PASSED_ON if key in os.environ},
         **app.settings,
     }
-    if mode == "app":
+    if mode != "migrate":
         path, variables, version = app.secrets.path, app.variables, _pinned(home / "slots" / f"{which}.secrets")
-        command = [python, "-m", "gunicorn", "-c", f"{release}/gunicorn.conf.py", app.module]
-        environment["PROMETHEUS_MULTIPROC_DIR"] = metrics = f"/tmp/prometheus-{os.getpid()}-{time.time_ns()}"
-        os.mkdir(metrics, 0o700)  # noqa: PTH102
+        program = (
+            _program(app, release, command)
+            if command
+            else [*(python, "-m", "gunicorn", "-c", f"{release}/gunicorn.conf.py", app.module)]
+        )
     else:
         if app.migration is None:
             raise ForgeError(f"expected a [migration] in {release}/settings.toml; found none; there is nothing to do")
         path, variables, version = app.migration.path, app.migration.variables, 0
-        command = [python, "-m", *app.migration.command]
+        program = [python, "-m", *app.migration.command]
         environment.update(app.migration.settings)
+    if mode == "app":
+        environment["PROMETHEUS_MULTIPROC_DIR"] = metrics = f"/tmp/prometheus-{os.getpid()}-{time.time_ns()}"
+        os.mkdir(metrics, 0o700)  # noqa: PTH102
     # Without patience there is one attempt, whose requests have the time that they always have.
     deadline = time.monotonic() + app.secrets.retry_seconds if app.secrets.retry_seconds else None
-    values = _values(app, mode, path, variables, version, deadline)
-    if mode == "app" and app.database and app.leases:
+    values = _values(app, "migrate" if mode == "migrate" else "app", path, variables, version, deadline)
+    if mode != "migrate" and app.database and app.leases:
         values |= _leased(app, app.database, which, root, deadline)
         variables = app.secrets.variables
     environment.update({variable: values[key] for variable, key in variables.items()})
-    if mode == "app" and app.database:
-        _name_the_user(app.database, environment, Fetched(values, version))
+    if app.database:
+        if mode != "migrate":
+            _name_the_user(app.database, environment, Fetched(values, version))
+        key = app.database.migrate_key if mode == "migrate" else app.database.app_key
+        _form_the_url(app.database, environment, values, key)
     os.chdir(source)
-    os.execve(python, command, environment)
+    os.execve(program[0], program, environment)
+
+
+def _program(app: App, release: Path, name: str) -> list[str]:
+    """What a command runs: a program of the release's environment, or a module."""
+    if name not in app.commands:
+        raise ForgeError(f"expected [commands.{name}] in {release}/settings.toml; found none; run site.yml")
+    first, *rest = app.commands[name].command
+    found = f"{release}/venv/bin/{first}"
+    # A name with a folder in it is a file of nobody's.
+    if "/" not in first and os.path.isfile(found):  # noqa: PTH113
+        return [found, *rest]
+    return [f"{release}/venv/bin/python", "-m", first, *rest]
 
 
 def _values(
     app: App, identity: str, path: str, variables: dict[str, str], version: int, deadline: float | None
 ) -> dict[str, str]:
     """Key: value, of the identity that this unit has; only the client of the source in use is imported."""
+    if app.secrets.source == "none":
+        return {}
     if app.secrets.source == "systemd_creds":
         from forgectl import sealed
 
@@ -128,6 +171,22 @@ def _name_the_user(database: Database, environment: dict[str, str], found: Fetch
     if databases.USER_KEY in found.values and database.url_variable in environment:
         url = environment[database.url_variable]
         environment[database.url_variable] = databases.with_user(url, databases.user(database, found))
+
+
+def _form_the_url(database: Database, environment: dict[str, str], values: dict[str, str], key: str) -> None:
+    """Write the database's URL as the app wants it, with the password that it may want there."""
+    if not database.url_format or database.url_variable not in environment:
+        return
+    import re
+    from urllib.parse import quote, urlsplit
+
+    parts = urlsplit(environment[database.url_variable])
+    user, _, host = parts.netloc.rpartition("@")
+    fields = {"user": user, "host": host, "name": parts.path.removeprefix("/")}
+    # The values are in a URL already, but for the password, which may hold anything.
+    fields["password"] = quote(values.get(key, ""), safe="")
+    form = re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], database.url_format)
+    environment[database.url_variable] = form
 
 
 def _patiently(fetch: Callable[[], dict[str, str]], deadline: float | None, name: str) -> dict[str, str]:

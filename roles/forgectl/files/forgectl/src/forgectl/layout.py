@@ -77,6 +77,23 @@ class Layout:
         """Where that unit hands the user out; gone with the unit."""
         return self.root / "run/forge-lease" / f"{self.name}-{slot}"
 
+    def command_unit(self, command: str, slot: str) -> str:
+        """What goes on beside a slot's server. No app's name has a dot, so no other app's unit has that name."""
+        return f"{self.name}.{command}@{slot}.service"
+
+    def command_units(self, slot: str) -> list[str]:
+        """Those that a slot has."""
+        return sorted(path.name for path in self.units.glob(f"{self.name}.*@{slot}.service"))
+
+    def scheduled_units(self, command: str) -> tuple[str, str]:
+        """A command that runs now and then, and what starts it."""
+        return f"{self.name}.{command}.service", f"{self.name}.{command}.timer"
+
+    def timed_units(self) -> list[str]:
+        """All of those that there are."""
+        found = (path.name for kind in ("service", "timer") for path in self.units.glob(f"{self.name}.*.{kind}"))
+        return sorted(name for name in found if "@" not in name)
+
     def migration_unit(self, release: str) -> str:
         return f"{self.name}-migrate@{release}.service"
 

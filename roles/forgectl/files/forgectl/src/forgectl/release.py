@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from forgectl import (
+    commands,
     config,
     cutover,
     identity,
@@ -88,6 +89,7 @@ def release(
     """
     if app.leases and not layout.lease_template.exists():
         raise Refused(f"expected {layout.lease_template}, which keeps the leased user; found none; run site.yml")
+    commands.check_schedules(app)
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
     source_digest = _source_digest(archive, source_digest)
     removal.refuse_while_purged(layout, present)
@@ -339,6 +341,8 @@ def _cut_over(layout: Layout, change: Cutover, target: Record, live: Record | No
         if live and live.id != target.id
         else []
     )
+    if not config.load(layout.settings(target.id)).ready_path:
+        lines.append("the app has no readiness path: each worker counted as ready once it took requests")
     slot = change.run(target.id)
     seconds = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in change.phases.seconds.items())
     return msgspec.structs.replace(
@@ -405,7 +409,7 @@ def _candidate(
 
 def _cutover_plan(layout: Layout, app: App, present: State) -> str:
     occupied = cutover.occupied(layout, present)
-    line = f"start slot {slots.other(occupied)}, wait for {app.ready_path}, move the traffic"
+    line = f"start slot {slots.other(occupied)}, wait for {app.readiness}, move the traffic"
     return line + (f", watch it for {app.watch_seconds:g} s, drain slot {occupied}" if occupied else "")
 
 
@@ -527,6 +531,7 @@ def _complete(
         staging.check_intact(layout, staged)
     with phases("environment"):
         _build(layout, app, staged)
+    commands.check_programs(layout, app, staged.id)
     return staged
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 
 import msgspec
 
-from forgectl import config, cutover, database, identity, slots, staging, state, systemd
+from forgectl import commands, config, cutover, database, identity, slots, staging, state, systemd
 from forgectl.config import App
 from forgectl.cutover import Say
 from forgectl.errors import ForgeError, Refused, explain
@@ -86,6 +86,7 @@ def remove(layout: Layout, app: App, *, dry_run: bool, say: Say) -> Result:
     say("stopping its timers ...")
     systemd.disable(*layout.timers(), layout.boot_unit())
     systemd.stop(layout.watch_unit())
+    commands.pause(layout)
     say("taking its site away from Nginx ...")
     try:
         _move(layout.site, layout.removed_site)
@@ -93,6 +94,8 @@ def remove(layout: Layout, app: App, *, dry_run: bool, say: Say) -> Result:
     except ForgeError as error:
         _move(layout.removed_site, layout.site)
         _start_timers(layout, present.removed)
+        if present.live:
+            commands.hand_over(layout, present.live.slot)
         present.removed = None
         state.save(layout, present)
         raise Refused(f"{error}; {layout.name} serves as before; mend that (nginx -t), then try again") from error
@@ -289,6 +292,7 @@ def _paths(layout: Layout) -> list[Path]:
     patterns = [
         (layout.credentials, f"forge.{name}.*"),
         (layout.units, f"{name}@*"),
+        (layout.units, f"{name}.*"),
         (layout.units, f"{name}-migrate@*"),
         (layout.units, f"{name}-lease@*"),
         (layout.root / "run/systemd/system.control", f"{name}@*"),

@@ -5,7 +5,7 @@ import socket
 import time
 from pathlib import Path
 
-from forgectl import config, sealed, systemd
+from forgectl import commands, config, hints, sealed, systemd
 from forgectl.config import App
 from forgectl.errors import CandidateFailed, Refused
 from forgectl.layout import SLOTS, Layout, fsync, replace_symlink, write_atomically
@@ -15,6 +15,10 @@ NEXT_WORKER_SECONDS = 0.01
 PROBE_TIMEOUT_SECONDS = 2.0
 # systemd's CPUWeight=: what serves goes before what starts.
 STARTING_WEIGHT, SERVING_WEIGHT = 20, 100
+
+
+# What Nginx passes on for nobody, so that only forgectl asks: gunicorn.conf.py answers it for an app without a path.
+SERVER_METHOD = "TRACE"
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -29,7 +33,10 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def probe(path: Path, url: str, host: str, timeout: float = PROBE_TIMEOUT_SECONDS) -> int | None:
-    """Ask a slot over its own socket, as Nginx would: the status, or None when nothing answers in `timeout` seconds."""
+    """Ask a slot over its own socket, as Nginx would: the status, or None when nothing answers in `timeout` seconds.
+
+    Without a `url` a worker's server is asked, and not the app.
+    """
     return _ask(path, url, host, timeout)[0]
 
 
@@ -37,7 +44,10 @@ def _ask(path: Path, url: str, host: str, timeout: float) -> tuple[int | None, s
     """The status, and which worker gave it; a release from before workers said so does not."""
     connection = _UnixConnection(path, timeout)
     try:
-        connection.request("GET", url, headers={"Host": host, "X-Forwarded-Proto": "https", "Connection": "close"})
+        method = "GET" if url else SERVER_METHOD
+        connection.request(
+            method, url or "/", headers={"Host": host, "X-Forwarded-Proto": "https", "Connection": "close"}
+        )
         answer = connection.getresponse()
         return answer.status, answer.headers["X-Forge-Worker"]
     except (OSError, http.client.HTTPException):
@@ -71,9 +81,12 @@ def prepare(layout: Layout, slot: str, release: str, secrets: int) -> None:
     elif not pin.exists() or pin.read_text() != version:
         write_atomically(pin, version.encode(), 0o644)
     drop_in = layout.drop_in(slot)
+    changed = commands.write(layout, slot, release)
     if not drop_in.exists() or drop_in.read_bytes() != body:
         drop_in.parent.mkdir(mode=0o755, exist_ok=True)
         write_atomically(drop_in, body, 0o644)
+        changed = True
+    if changed:
         systemd.daemon_reload()
 
 
@@ -96,7 +109,7 @@ def start(layout: Layout, slot: str) -> None:
 
 
 def stop(layout: Layout, slot: str) -> None:
-    """Stop a slot: its service ends gracefully, then its listener closes.
+    """Stop a slot: its service and its commands end gracefully, then its listener closes.
 
     The socket unit is named first: the service requires it and comes after it, so one transaction stops the service and
     then the socket. Stopping only the service first would let a late connection start it again; closing the listener
@@ -104,7 +117,7 @@ def stop(layout: Layout, slot: str) -> None:
     """
     # A slot that never ran a release has no [Service] body, so systemd does not even load its service.
     service = [layout.service(slot)] if layout.drop_in(slot).exists() else []
-    systemd.stop(layout.socket_unit(slot), *service)
+    systemd.stop(layout.socket_unit(slot), *service, *layout.command_units(slot))
     if layout.lease_template.exists():
         # Only now: nothing uses the database user any more, and a fresh slot shall get a fresh one.
         systemd.stop(layout.lease_unit(slot))
@@ -121,6 +134,8 @@ def deadline(app: App, starts: list[float]) -> float:
 
 def wait_ready(layout: Layout, slot: str, limit: float) -> float:
     """Wait until every worker of a started slot answers its readiness path with 200; returns the seconds that took.
+
+    Of an app without such a path each worker has to take requests, which it does once the app has started.
 
     One alone would get the traffic of all while the others still import the app.
 
@@ -142,12 +157,12 @@ def wait_ready(layout: Layout, slot: str, limit: float) -> float:
             continue
         left = limit - (time.monotonic() - began)
         if left <= 0:
-            found = f"{app.ready_path} " + (f"answers {status}" if status else "does not answer")
+            found = f"{app.readiness} " + (f"answers {status}" if status else "does not answer")
             if ready:
                 found += f", and {len(ready)} of {app.workers.count} workers were ready"
             continue
         status, worker = _ask(layout.socket(slot), app.ready_path, app.domain, min(left, PROBE_TIMEOUT_SECONDS))
-        if status == 200:
+        if status == 200 and not (worker and hints.is_orphan(worker)):
             ready.add(worker or "")
             if worker is None or len(ready) >= app.workers.count:
                 return time.monotonic() - began
@@ -156,8 +171,10 @@ def wait_ready(layout: Layout, slot: str, limit: float) -> float:
         else:
             time.sleep(POLL_SECONDS)
     lines = systemd.journal(layout.service(slot), wall)
+    if meant := hints.of_log(app, lines) or hints.of_processes(app, layout.service(slot), unit["MainPID"]):
+        found += f"; {meant}"
     raise CandidateFailed(
-        f"expected {app.ready_path} of {layout.service(slot)} to answer 200 within {limit:.0f} s; found: {found}", lines
+        f"expected {app.readiness} of {layout.service(slot)} to answer 200 within {limit:.0f} s; found: {found}", lines
     )
 
 
@@ -189,7 +206,7 @@ def trouble(layout: Layout, slot: str) -> str:
     status = probe(layout.socket(slot), app.ready_path, app.domain)
     if status == 200:
         return ""
-    return f"{app.ready_path} " + (f"answers {status}" if status else "does not answer")
+    return f"{app.readiness} " + (f"answers {status}" if status else "does not answer")
 
 
 def restarts(layout: Layout, slot: str) -> int:

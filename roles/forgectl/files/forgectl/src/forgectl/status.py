@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from forgectl import config, identity, lock, slots, staging, state, systemd
+from forgectl import commands, config, identity, lock, slots, staging, state, systemd
 from forgectl.config import App
 from forgectl.layout import SLOTS, Layout
 
@@ -23,8 +23,10 @@ def of(layout: Layout, app: App) -> dict[str, Any]:
         "ready": live is not None
         and not present.removed
         and slots.probe(layout.live, its_app.ready_path, its_app.domain) == 200,
+        "readiness": its_app.ready_path or None,
         "slots": {},
         "workers": msgspec.to_builtins(its_app.workers),
+        "commands": commands.describe(layout, its_app, live.slot) if live else {},
         "secrets": {name: _enrolled(layout, app, name) for name in identity.identities(app)},
         "secrets_refused": msgspec.to_builtins(present.refused()),
         "releases": [record.id for record in staging.records(layout)],
@@ -58,7 +60,8 @@ def text(found: dict[str, Any]) -> str:
         lines.append(f"  {what} since {removed['since']} by {removed['by']}: forgectl {then} {found['app']}")
     elif live:
         lines.append(f"  live      {live['release']} in slot {live['slot']}, since {live['since']}")
-        lines.append(f"  ready     {'yes' if found['ready'] else 'NO'}")
+        why = "" if found["readiness"] else ": its workers take requests; the app has no readiness path"
+        lines.append(f"  ready     {f'yes{why}' if found['ready'] else 'NO'}")
         if refused := found["secrets_refused"]:
             lines.append(
                 f"  REFUSED   version {refused['secrets']} of its secrets at {refused['at']}: {refused['reason']}"
@@ -73,8 +76,10 @@ def text(found: dict[str, Any]) -> str:
     lines.append(
         "  secrets   "
         + (f"version {live['secrets']}; " if live and live["secrets"] else "")
-        + ", ".join(f"{name} {'enrolled' if yes else 'MISSING'}" for name, yes in found["secrets"].items())
+        + (", ".join(f"{name} {'enrolled' if yes else 'MISSING'}" for name, yes in found["secrets"].items()) or "none")
     )
+    for name, command in found["commands"].items():
+        lines.append(f"  command   {name}: {_how(command)}")
     if found["maintenance"]:
         lines.append(f"  MAINTENANCE PAGE: {found['maintenance']}")
     if mode := found["maintenance_mode"]:
@@ -106,6 +111,15 @@ def _line(entry: dict[str, Any]) -> str:
         + (f": {phases}" if phases else "")
         + reason
     )
+
+
+def _how(command: dict[str, Any]) -> str:
+    """How a command is, in words."""
+    if not command["schedule"]:
+        return command["state"] + (f", restarted {command['restarts']} times" if command["restarts"] else "")
+    last = f"last {command['last']} ({command['last_result']})" if command["last"] else "never ran"
+    following = f"next {command['next'] or 'after this run'}" if command["timer"] == "active" else "its TIMER IS OFF"
+    return f"{command['state']} ({command['schedule']}); {last}, {following}"
 
 
 def _enrolled(layout: Layout, app: App, name: str) -> bool:

@@ -16,7 +16,7 @@ WAIT_SECONDS = 0.2
 LINE_START, LINE_END = 200, 500
 # What a credential begins with that the host's key alone opens (CRED_AES256_GCM_BY_HOST of systemd's creds-util.h).
 BY_HOST = bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a")
-UNIT_PROPERTIES = ("ActiveState", "SubState", "Result", "NRestarts", "Job", "ExecMainStatus")
+UNIT_PROPERTIES = ("ActiveState", "SubState", "Result", "NRestarts", "Job", "ExecMainStatus", "MainPID")
 
 
 def run(*command: str, data: bytes | None = None) -> bytes:
@@ -109,6 +109,13 @@ def show(unit: str) -> dict[str, str]:
     found = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
     # Where no job is queued, systemctl prints 0 in one version and nothing in another.
     return found | {"Job": found["Job"] or "0"}
+
+
+def properties(unit: str, *names: str) -> dict[str, str]:
+    """Properties of a unit, as systemd prints them."""
+    output = run("systemctl", "show", "--property", ",".join(names), unit).decode()
+    found = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+    return {name: found.get(name, "") for name in names}
 
 
 def wait_ended(unit: str) -> None:
