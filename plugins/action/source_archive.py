@@ -4,13 +4,16 @@ Inside a git work tree it packs what git tracks and what it does not ignore; els
 environments and files named `.env*` never get in. The archive is a cache and no state of a host, so the task never
 reports a change.
 
-Arguments: `source`, the folder; `cache_dir`, the folder of the archives, of which the newest stay. Returns `digest`,
+Arguments: `source`, the folder; `whole`, whether every file in it belongs to the release, also what a .gitignore around
+it leaves out; `additions`, a folder that is laid over it; `lock`, with the file that had to be `resolved` and where to
+`keep` it beside the inventory; `cache_dir`, the folder of the archives, of which the newest stay. Returns `digest`,
 the archive's SHA-256 as 64 hexadecimal digits, which is also its name; `path`, in check mode that which it would have;
 `files`, their number; `bytes`, its size.
 """
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +41,32 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         """Pack, or in check mode only compute the digest."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         _, arguments = self.validate_argument_spec(
-            {"source": {"type": "path", "required": True}, "cache_dir": {"type": "path", "required": True}}
+            {
+                "source": {"type": "path", "required": True},
+                "cache_dir": {"type": "path", "required": True},
+                "whole": {"type": "bool", "default": False},
+                "additions": {"type": "path"},
+                "lock": {"type": "dict", "options": {"resolved": {"type": "path"}, "keep": {"type": "path"}}},
+            }
         )
         source, cache = Path(arguments["source"]), Path(arguments["cache_dir"])
+        parts = {
+            "whole": arguments["whole"],
+            "additions": Path(arguments["additions"]) if arguments["additions"] else None,
+        }
         if not source.is_dir():
             return result | _failure(f"expected a folder at {source}; found none; correct `source`")
         try:
-            archive = pack(source) if self._task.check_mode else build(source, cache)
+            archive = pack(source, **parts) if self._task.check_mode else build(source, cache, **parts)
+            # The task also runs in a check, for the plan; what is to be committed is written by a run alone.
+            lock = arguments["lock"] or {}
+            if lock.get("resolved") and not (task_vars or {}).get("ansible_check_mode"):
+                _keep(Path(lock["resolved"]), Path(lock["keep"]))
         except SourceError as error:
             return result | _failure(str(error))
         except OSError as error:
             return result | _failure(
-                f"expected to write into {cache}; found: {error.strerror}; make it writable for this user"
+                f"expected to write {error.filename or cache}; found: {error.strerror}; make it writable for this user"
             )
         return result | {
             "changed": False,
@@ -58,6 +75,18 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             "files": archive.files,
             "bytes": archive.size,
         }
+
+
+def _keep(resolved: Path, kept: Path) -> None:
+    content = resolved.read_bytes()
+    if kept.is_file() and kept.read_bytes() == content:
+        return
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    # The runs of several hosts write the same.
+    with tempfile.NamedTemporaryFile(dir=kept.parent, prefix=".", delete=False) as file:
+        file.write(content)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(kept)
 
 
 def _failure(message: str) -> dict[str, Any]:

@@ -57,13 +57,21 @@ class Hashing:
         return self._hash.hexdigest()
 
 
-def pack(source: Path, behind: BinaryIO | None = None) -> Archive:
+def pack(
+    source: Path, behind: BinaryIO | None = None, *, whole: bool = False, additions: Path | None = None
+) -> Archive:
     """Write the archive of `source` to `behind`, or only compute its digest.
+
+    All files of a `whole` source belong to it, whatever a .gitignore around it says. `additions` is a folder that is
+    laid over it.
 
     Raises:
         SourceError: the folder has no file, a file that cannot be read, or a link that leads out of it.
     """
-    names = list_files(source)
+    origin = dict.fromkeys(list_files(source, whole=whole), source)
+    if additions is not None:
+        origin |= dict.fromkeys(list_files(additions, whole=True), additions)
+    names = sorted(origin, key=os.fsencode)
     out = Hashing(behind)
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
         for folder in sorted({str(parent) for name in names for parent in Path(name).parents} - {"."}, key=os.fsencode):
@@ -71,7 +79,7 @@ def pack(source: Path, behind: BinaryIO | None = None) -> Archive:
             member.type = tarfile.DIRTYPE
             archive.addfile(member)
         for name in names:
-            _add(archive, source, name)
+            _add(archive, origin[name], name)
     return Archive(out.hexdigest(), len(names), out.size)
 
 
@@ -116,13 +124,13 @@ def location(cache: Path, archive: Archive) -> Path:
     return cache / f"{archive.digest}.tar"
 
 
-def build(source: Path, cache: Path) -> Archive:
+def build(source: Path, cache: Path, *, whole: bool = False, additions: Path | None = None) -> Archive:
     """Write the archive into `cache` under its digest, atomically, and drop all but the newest archives there."""
     cache.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=cache, prefix=".packing-")
     try:
         with os.fdopen(handle, "wb") as file:
-            archive = pack(source, file)
+            archive = pack(source, file, whole=whole, additions=additions)
         Path(temporary).replace(location(cache, archive))
     except BaseException:
         with suppress(FileNotFoundError):

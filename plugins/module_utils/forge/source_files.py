@@ -10,21 +10,25 @@ EXCLUDED_NAMES = frozenset(
     {".git", "__pycache__", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".tox", ".nox", ".DS_Store"}
 )
 
+# What is made for a release lies there, beside the app's own files.
+RESERVED = ".forge"
+
 
 class SourceError(Exception):
     """A source folder that cannot be archived; the message says what was expected, what was found and what to do."""
 
 
-def list_files(root: Path) -> list[str]:
+def list_files(root: Path, *, whole: bool = False) -> list[str]:
     """Return the paths of the release's files relative to `root`, with forward slashes, sorted by their bytes.
 
-    Inside a git work tree: what git tracks, and new files that it does not ignore. Elsewhere every file. In both cases
-    without caches, virtual environments and anything named `.env*`, which holds a developer's own settings.
+    Inside a git work tree: what git tracks, and new files that it does not ignore. Elsewhere, or where it is the `whole`
+    folder, every file. In all cases without caches, virtual environments and anything named `.env*`, which holds a
+    developer's own settings.
 
     Raises:
         SourceError: git does not answer, or no file remains.
     """
-    names = _git_files(root) if _inside_git(root) else _walk(root)
+    names = _git_files(root) if _inside_git(root) and not whole else _walk(root)
     kept = sorted((name for name in names if _belongs(name)), key=os.fsencode)
     if not kept:
         raise SourceError(

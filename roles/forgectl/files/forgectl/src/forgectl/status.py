@@ -12,7 +12,7 @@ from forgectl.layout import SLOTS, Layout
 def of(layout: Layout, app: App) -> dict[str, Any]:
     """The state of an app as one JSON-ready object."""
     present = state.load(layout)
-    live = present.live
+    live, known = present.live, staging.records(layout)
     # The newest description is what the next release is made with.
     its_app = config.load(layout.settings(live.release)) if live else app
     found: dict[str, Any] = {
@@ -25,7 +25,8 @@ def of(layout: Layout, app: App) -> dict[str, Any]:
         "workers": msgspec.to_builtins(its_app.workers),
         "secrets": {name: _enrolled(layout, app, name) for name in identity.identities(app)},
         "secrets_refused": msgspec.to_builtins(present.refused()),
-        "releases": [record.id for record in staging.records(layout)],
+        "releases": [record.id for record in known],
+        "source": next((record.source for record in known if live and record.id == live.release), {}),
         "previous": msgspec.to_builtins(present.previous),
         "last": msgspec.to_builtins(present.last_cutover),
         "operation": msgspec.to_builtins(present.operation),
@@ -48,6 +49,8 @@ def text(found: dict[str, Any]) -> str:
     lines = [f"{found['app']}  https://{found['domain']}"]
     if live:
         lines.append(f"  live      {live['release']} in slot {live['slot']}, since {live['since']}")
+        if source := found["source"]:
+            lines.append(f"  source    {' '.join(f'{name}={value}' for name, value in source.items())}")
         lines.append(f"  ready     {'yes' if found['ready'] else 'NO'}")
         if refused := found["secrets_refused"]:
             lines.append(
