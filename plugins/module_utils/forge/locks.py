@@ -303,7 +303,7 @@ def _from_python(folder: Path) -> str:
 
 
 def _lowest(wanted: str) -> str:
-    """Return the Python that a lock begins at: the oldest of the distributions, or what the app wants if that is newer."""
+    """Return the Python that a lock begins at: that of the oldest distribution, or a newer one that the app wants."""
     try:
         bounds = [each.version for each in SpecifierSet(wanted) if each.operator in (">=", "~=", "==")]
     except InvalidSpecifier:

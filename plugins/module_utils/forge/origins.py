@@ -175,7 +175,7 @@ def fetch(origin: Origin, target: Target, desk: Desk) -> Fetched:
         case File(path) if path.suffix == ".whl":
             return _wheel(path, target, desk)
         case File(path):
-            return _sdist(path, target, desk)
+            return _sdist(path, desk)
         case Package():
             return _from_index(origin, target, desk)
 
@@ -297,7 +297,7 @@ def _fits(tag: Tag, target: Target) -> bool:
     }
 
 
-def _sdist(path: Path, target: Target, desk: Desk) -> Fetched:
+def _sdist(path: Path, desk: Desk) -> Fetched:
     digest = _digest(path)
     folder = desk.cache / "built" / digest
     if not used(folder):

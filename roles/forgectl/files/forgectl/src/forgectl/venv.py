@@ -58,7 +58,8 @@ def build(layout: Layout, lock: Path, group: int) -> str:
         python = folder / "bin" / "python"
         script = (
             # The lock names what came along relative to here.
-            f'cd "{folder}" && "{uv}" venv --quiet --allow-existing --python "{os.path.realpath(sys.executable)}" "{folder}" && '
+            f'cd "{folder}" && '
+            f'"{uv}" venv --quiet --allow-existing --python "{os.path.realpath(sys.executable)}" "{folder}" && '
             f'"{uv}" pip sync --quiet --require-hashes --link-mode copy --compile-bytecode --python "{python}" '
             f'"{copied}"'
         )
