@@ -85,7 +85,7 @@ def refused(bundle: Bundle) -> str:
 
 def git(folder: Path, *arguments: str) -> str:
     command = ["git", "-c", "user.name=a", "-c", "user.email=a@example.com", *arguments]
-    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    return subprocess.check_output(command, cwd=folder, text=True).strip()
 
 
 def keep(bundle: Bundle, desk: Desk) -> str:
@@ -94,7 +94,7 @@ def keep(bundle: Bundle, desk: Desk) -> str:
     desk.locks.mkdir(parents=True, exist_ok=True)
     if bundle.resolved != desk.locks / "shop.txt":
         shutil.copy(bundle.resolved, desk.locks / "shop.txt")
-    return (desk.locks / "shop.txt").read_text()
+    return str((desk.locks / "shop.txt").read_text())
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_linters_options_decide_about_no_dependency(tmp_path: Path, desk: Desk
 def test_uv_lock(tmp_path: Path, desk: Desk, packages: str) -> None:
     """It is exported, and one that contradicts pyproject.toml is refused."""
     source = write(tmp_path / "shop", lock=None)
-    command = [Path(sys.executable).parent / "uv", "lock", "--quiet", "--default-index", packages]
+    command = [str(Path(sys.executable).parent / "uv"), "lock", "--quiet", "--default-index", packages]
     subprocess.run(command, cwd=source, check=True, env=os.environ | {"UV_NO_CONFIG": "1"})
     before = sorted(source.iterdir())
     bundle = made(desk, source, python_path="src")

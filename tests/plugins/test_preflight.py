@@ -543,7 +543,10 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     write(sources / "good")
     write(sources / "some hashes", lock=LOCK + "httpx==1\n")
     write(sources / "older lock", lock=LOCK.replace("0.140.0", "0.1.0"))
-    index(sources / "index", *(wheel(sources / "wheels", *pin.split("==")) for pin in PINS))
+    index(
+        sources / "index",
+        *(wheel(sources / "wheels", name, version) for name, version in (pin.split("==") for pin in PINS)),
+    )
     write(sources / "no hashes", lock="\n".join(PINS))
     write(sources / "other python", manifest=MANIFEST.replace(">=3.9", "<3.9"))
     tls = pairs(tmp_path_factory.mktemp("tls"))

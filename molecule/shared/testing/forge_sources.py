@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Make the sources that the scenario releases: make_sources.py FOLDER."""
+"""Sources of every kind to release, made here: forge_sources.py FOLDER."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 UV = Path(sys.executable).parent / "uv"
 SHOP = """
 from importlib.metadata import PackageNotFoundError, version
@@ -44,9 +43,9 @@ build-backend = "setuptools.build_meta"
 {tool}
 """
 NATIVE_TOOL = 'py-modules = ["native"]\next-modules = [{name = "_native", sources = ["native.c"]}]'
-NATIVE = SHOP.replace('{"version": version("shop")}', '{"version": version("native"), "from_c": _native.answer()}').replace(
-    "from starlette.app", "import _native\nfrom starlette.app", 1
-)
+NATIVE = SHOP.replace(
+    '{"version": version("shop")}', '{"version": version("native"), "from_c": _native.answer()}'
+).replace("from starlette.app", "import _native\nfrom starlette.app", 1)
 C = """
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
