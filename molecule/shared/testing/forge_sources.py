@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -56,6 +57,19 @@ static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "", -1, me
 PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&module); }
 """
 
+OF_POETRY = "# Made by hand, from what uv locked.\n\n"
+OF_PDM = """
+[metadata]
+groups = ["default"]
+strategy = ["inherit_metadata"]
+lock_version = "4.5.0"
+content_hash = "sha256:0"
+
+[[metadata.targets]]
+requires_python = ">=3.11"
+
+"""
+
 
 def git(folder: Path, *arguments: str) -> str:
     """Run git in a repository as somebody."""
@@ -88,6 +102,32 @@ def wheel(folder: Path, version: str) -> Path:
         made = project(Path(name) / "project", version)
         subprocess.run([UV, "build", "--quiet", "--wheel", "--out-dir", folder, made], check=True)
     return folder / f"shop-{version}-py3-none-any.whl"
+
+
+def relock(folder: Path, kind: str) -> None:
+    """Put a poetry.lock or a pdm.lock with the same packages in the place of a project's uv.lock."""
+    packages = tomllib.loads((folder / "uv.lock").read_text())["package"]
+    (folder / "uv.lock").unlink()
+    text = OF_POETRY if kind == "poetry" else OF_PDM
+    for package in packages:
+        if "wheels" not in package:
+            continue  # The project itself.
+        files = ", ".join(
+            f'{{file = "{each["url"].rpartition("/")[2]}", hash = "{each["hash"]}"}}' for each in package["wheels"]
+        )
+        text += f'[[package]]\nname = "{package["name"]}"\nversion = "{package["version"]}"\n'
+        if kind == "pdm":
+            text += f'groups = ["default"]\nfiles = [{files}]\n\n'
+            continue
+        text += f'description = ""\noptional = false\npython-versions = ">=3.8"\ngroups = ["main"]\nfiles = [{files}]\n'
+        wanted = [each["name"] for each in package.get("dependencies", [])]
+        text += "\n[package.dependencies]\n" + "".join(f'{name} = "*"\n' for name in wanted) + "\n"
+    if kind == "poetry":
+        ask = "from poetry.factory import Factory; print(Factory().create_poetry('.').locker._get_content_hash())"
+        command = [UV, "tool", "run", "--quiet", "--from", "poetry==2.5.1", "python", "-c", ask]
+        digest = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+        text += f'[metadata]\nlock-version = "2.1"\npython-versions = ">=3.11"\ncontent-hash = "{digest}"\n'
+    (folder / f"{kind}.lock").write_text(text)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ TEXT, MANIFEST = "requirements.txt", "pyproject.toml"
 # Locks of other tools, each of which is exported by its own. `make test` holds that these versions work.
 _UV, _POETRY, _PDM = "uv.lock", "poetry.lock", "pdm.lock"
 _POETRY_TOOLS = ("--from", "poetry==2.5.1", "--with", "poetry-plugin-export==1.10.1", "poetry")
-_PDM_TOOLS = ("--from", "pdm==2.26.1", "pdm")
+_PDM_TOOLS = ("--from", "pdm==2.29.3", "pdm")
 # The oldest Python of a supported distribution, and those that a lock has to fit.
 _OLDEST = "3.11"
 _PYTHONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")

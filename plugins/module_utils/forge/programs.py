@@ -70,6 +70,9 @@ class Desk:
             "UV_PYTHON_DOWNLOADS": "never",
             "UV_NO_CONFIG": "1",
             "UV_SYSTEM_CERTS": "1",
+            # These only export: nothing is installed, and nobody asks for news.
+            "POETRY_VIRTUALENVS_CREATE": "false",
+            "PDM_CHECK_UPDATE": "false",
             # What is built of the same files is the same.
             "SOURCE_DATE_EPOCH": "315532800",
         }
