@@ -26,6 +26,7 @@ if _UTILS not in ansible.module_utils.__path__:
 from ansible.module_utils.forge import access, inventory_lint, secret_scan  # noqa: E402
 from ansible.module_utils.forge.preflight import Inventory, Outcome, Settings, examine  # noqa: E402
 from ansible.module_utils.forge.problems import Problem, render  # noqa: E402
+from ansible.module_utils.forge.programs import Desk  # noqa: E402
 from ansible.module_utils.forge.specs import read_roles  # noqa: E402
 from ansible.module_utils.forge.values import nearest, plain  # noqa: E402
 
@@ -106,8 +107,15 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             hosts_of=_hosts_of(variables),
             read=self._read,
             connection=self._reached(),
+            desk=self._desk(variables, roles.parent, problems),
         )
         return inventory, problems
+
+    def _desk(self, variables: dict[str, Any], root: Path, problems: list[Problem]) -> Desk:
+        index = self._rendered(variables.get("base_package_index_url") or "", "base_package_index_url", problems, False)
+        # None for a host that no file names.
+        beside = Path(str(variables.get("inventory_dir") or root))
+        return Desk(root / ".cache" / "sources", beside / "locks", str(index))
 
     def _read(self, path: Path) -> bytes:
         """Return the content of a file of the control machine, decrypted where it is encrypted with ansible-vault."""

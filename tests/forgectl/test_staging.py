@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from conftest import describe, no_room
-from forgectl import config, staging, venv
+from forgectl import config, report, staging, venv
 from forgectl.errors import Refused
 from forgectl.layout import Layout
 
@@ -87,6 +87,30 @@ def test_a_staged_release_is_whole_and_read_only(layout: Layout, source: Path) -
     assert (folder / "source/run.sh").stat().st_mode & 0o110 == 0o110
     assert [each.id for each in staging.records(layout)] == [record.id]
     assert not list(layout.releases.glob(".*"))
+
+
+def test_a_record_says_where_its_source_comes_from(layout: Layout, tmp_path: Path) -> None:
+    """As the control machine wrote it down; what it wrote is no file of the app's in a report."""
+    old, new = (
+        archive(
+            tmp_path / f"{commit}.tar",
+            {"requirements.txt": "x==1\n", ".forge/source.json": f'{{"kind": "git", "commit": "{commit}"}}'},
+        )
+        for commit in ("aa", "bb")
+    )
+    first = stage(layout, old)
+    second = stage(layout, new, "e" * 64)
+    assert (first.source, second.source) == ({"kind": "git", "commit": "aa"}, {"kind": "git", "commit": "bb"})
+    assert [each.source for each in staging.records(layout)] == [first.source, second.source]
+    before, after = (report.Candidate.of(layout, each) for each in (first, second))
+    assert report.differences(before, after) == ["source commit: aa -> bb"]
+    assert report.differences(before, before) == ["no difference"]
+
+
+def test_a_source_that_says_nonsense_of_itself_is_refused(layout: Layout, tmp_path: Path) -> None:
+    path = archive(tmp_path / "odd.tar", {"requirements.txt": "x==1\n", ".forge/source.json": '{"kind": []}'})
+    with pytest.raises(Refused, match=r"expected names and texts in source\.json; found: .*; pack the source again"):
+        stage(layout, path)
 
 
 def test_everybody_may_read_the_static_folders_of_a_release_and_nothing_else(layout: Layout, tmp_path: Path) -> None:

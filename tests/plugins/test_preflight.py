@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from pairs import pairs
-from sources import LOCK, MANIFEST, PINS, write
+from sources import LOCK, MANIFEST, PINS, index, wheel, write
 
 ROOT = Path(__file__).resolve().parents[2]
 # Put together here, so that no file of the repository holds anything of the shape of a secret.
@@ -306,12 +306,12 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
         ("apps.shop.client_limits.streams", "a number from 1 to 65535", "0", "correct streams"),
     ),
     "no lock": (
-        app(source="{{ sources }}/no lock"),
-        ("apps.shop.lock", "a hash-pinned lock at", "no such file", "uv pip compile --universal --generate-hashes"),
+        app(lock="locks/production.txt"),
+        ("apps.shop.lock", "a lock at", "no such file", "uv pip compile --universal --generate-hashes"),
     ),
-    "lock without hashes": (
-        app(source="{{ sources }}/no hashes"),
-        ("apps.shop.lock", "a hash for every package", "without a hash: fastapi, gunicorn", "--generate-hashes"),
+    "lock without some hashes": (
+        app(source="{{ sources }}/some hashes"),
+        ("apps.shop.lock", "a hash for every package", "without a hash: httpx", "--generate-hashes"),
     ),
     "lock that does not match": (
         app(source="{{ sources }}/older lock"),
@@ -322,9 +322,17 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
             "anew",
         ),
     ),
-    "lock without a server": (
-        app(source="{{ sources }}/no server"),
-        ("apps.shop.lock", "gunicorn and uvicorn-worker", "not in requirements.txt: gunicorn", "add gunicorn and"),
+    "no version of a package": (
+        app(source="shop"),
+        ("apps.shop.source", "the folder of the app on the control machine", "no folder at", "correct `source`"),
+    ),
+    "credentials for a repository": (
+        app(source="git+https://t0ken@git.example.com/shop@v1"),
+        ("apps.shop.source", "a URL without credentials", "a user or a token", "let a credential helper of git"),
+    ),
+    "no name of a Debian package": (
+        app(build_packages=["libpq-dev", "-o=x"]),
+        ("apps.shop.build_packages", "names of Debian packages", "-o=x", "correct it"),
     ),
     "other Python": (
         app(source="{{ sources }}/other python"),
@@ -478,12 +486,14 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
     ),
 }
 SEVERAL: Change = {
-    "apps": {"shop": {"domain": None, "settings": {"API_TOKEN": PASSWORD}, "source": "{{ sources }}/no hashes"}},
+    "apps": {"shop": {"domain": None, "settings": {"API_TOKEN": PASSWORD}, "source": "{{ sources }}/some hashes"}},
     "nginx_hsts_second": 1,
     "preflight_memory_minimum_mib": 10**9,
 }
 ACCEPTED: dict[str, Change] = {
     "plain": {},
+    "lock without hashes": app(source="{{ sources }}/no hashes")
+    | {"base_package_index_url": "{{ ['file://', sources, '/index'] | join }}"},
     "two apps": {
         "apps": {
             "shop": {"secrets": {"rotation": {"role_id": "t"}}, "database": {"migration": {"role_id": "m"}}},
@@ -531,10 +541,13 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What the inputs refer to: sources, and a port that this process holds."""
     sources = tmp_path_factory.mktemp("sources")
     write(sources / "good")
-    write(sources / "no lock", lock=None)
-    write(sources / "no hashes", lock="\n".join(PINS))
+    write(sources / "some hashes", lock=LOCK + "httpx==1\n")
     write(sources / "older lock", lock=LOCK.replace("0.140.0", "0.1.0"))
-    write(sources / "no server", lock=LOCK.split("gunicorn")[0])
+    index(
+        sources / "index",
+        *(wheel(sources / "wheels", name, version) for name, version in (pin.split("==") for pin in PINS)),
+    )
+    write(sources / "no hashes", lock="\n".join(PINS))
     write(sources / "other python", manifest=MANIFEST.replace(">=3.9", "<3.9"))
     tls = pairs(tmp_path_factory.mktemp("tls"))
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -636,6 +649,20 @@ def test_good_input_passes(name: str, results: dict[str, dict[str, Any]]) -> Non
     assert not results[name].get("failed"), results[name].get("msg")
     assert not results[name]["changed"]
     assert results[name]["apps"]
+
+
+def test_a_lock_without_hashes_is_warned_of(results: dict[str, dict[str, Any]], facts: dict[str, str]) -> None:
+    """And replaced by one with them, which only a release keeps beside the inventory."""
+    result = results["lock without hashes"]
+    (warning,) = result["warnings"]
+    assert warning.startswith("apps.shop: requirements.txt has no hashes, so it does not say what was tested; ")
+    (shop,) = result["apps"]
+    assert (shop["lock"], shop["source_path"]) == (".forge/requirements.txt", f"{facts['sources']}/no hashes")
+    assert (Path(shop["source_additions"]) / shop["lock"]).read_text().count("--hash=sha256:") == len(PINS)
+    kept = Path(shop["source_lock"]["keep"])
+    assert kept.parts[-2:] == ("locks", "shop.txt")
+    assert not kept.exists()
+    assert "warnings" not in results["plain"]
 
 
 def test_what_roles_get_of_an_app(results: dict[str, dict[str, Any]], facts: dict[str, str]) -> None:

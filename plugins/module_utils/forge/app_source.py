@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .problems import Problem
-from .source_files import SourceError, list_files
+from .source_files import RESERVED, SourceError, list_files
+from .values import nearest
 
 _MODULE = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<object>.+)")
 _NOT_APPS = (
@@ -112,8 +113,10 @@ def parse_target(text: str) -> Target | None:
     return None
 
 
-def check(source: Path, module: str, python_path: str, where: str) -> list[Problem]:
+def check(source: Path, module: str, python_path: str, where: str, *, whole: bool = False) -> list[Problem]:
     """Return what is wrong with the source folder of an app; `where` names the app's entry.
+
+    What is `whole` has no files that git ignores.
 
     The module is found and parsed, its top-level names are looked up, imports inside the source are followed. What
     comes from an installed package, or from a star import that cannot be followed, is believed.
@@ -128,20 +131,16 @@ def check(source: Path, module: str, python_path: str, where: str) -> list[Probl
             )
         ]
     try:
-        shipped = set(list_files(source))
+        shipped = set(list_files(source, whole=whole))
     except SourceError as error:
         expected, found, do = _three(str(error))
         return [Problem(f"{where}.source", expected, found, do)]
+    if own := next((name for name in sorted(shipped) if name.startswith(f"{RESERVED}/")), None):
+        expected = f"no folder {RESERVED} in the source, which the platform fills"
+        return [Problem(f"{where}.source", expected, own, "rename it, or leave it out by a .gitignore")]
     target = parse_target(module)
     if target is None:
-        return [
-            Problem(
-                f"{where}.module",
-                "`package.module:name`, or `package.module:factory()` with literal arguments",
-                module,
-                "name the module that holds the ASGI app, a colon, and the name of the app in it",
-            )
-        ]
+        return [_no_target(module, where)]
     root = source / python_path
     if not root.is_dir():
         return [
@@ -150,6 +149,32 @@ def check(source: Path, module: str, python_path: str, where: str) -> list[Probl
     if not root.resolve().is_relative_to(source.resolve()):
         return [Problem(f"{where}.python_path", f"a folder inside {source}", python_path, "use `src` or `.`")]
     return _check_target(source, root, target, shipped, where)
+
+
+def _no_target(module: str, where: str) -> Problem:
+    return Problem(
+        f"{where}.module",
+        "`package.module:name`, or `package.module:factory()` with literal arguments",
+        module,
+        "name the module that holds the ASGI app, a colon, and the name of the app in it",
+    )
+
+
+def check_installed(tree: Path, module: str, where: str) -> list[Problem]:
+    """Return what is wrong with the module of a package, of which `tree` is what it installs.
+
+    A module of a package that is not in there is believed, as it may come from a dependency; so is one in machine code.
+    A slip of the pen is not.
+    """
+    target = parse_target(module)
+    if target is None:
+        return [_no_target(module, where)]
+    top = target.module.partition(".")[0]
+    there = {path.name.removesuffix(".py") for path in tree.iterdir()}
+    compiled = tree.joinpath(*target.module.split(".")).parent.glob(f"{target.module.rpartition('.')[2]}.*.so")
+    if (top not in there and nearest(top, there) is None) or any(compiled):
+        return []
+    return _check_target(tree, tree, target, set(list_files(tree, whole=True)), where)
 
 
 def _three(message: str) -> tuple[str, str, str]:

@@ -14,7 +14,6 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from . import secret_scan
 from .problems import Problem
 
 # What the platform starts an app with.
@@ -68,11 +67,6 @@ class Target:
         }
 
 
-def lock_command(lock: str, manifest: str = "pyproject.toml") -> str:
-    """Return the command that writes the lock anew."""
-    return f"`uv pip compile --universal --generate-hashes {manifest} -o {lock}`"
-
-
 def parse(text: str) -> tuple[list[Pin], list[str]]:
     """Return the pins of a lock, and the lines that do not pin exactly one version of one package."""
     pins, strange = [], []
@@ -98,75 +92,35 @@ def parse(text: str) -> tuple[list[Pin], list[str]]:
     return pins, strange
 
 
-def check(source: Path, lock: str, target: Target, where: str) -> list[Problem]:
-    """Return what is wrong with the file `lock` of the app in `source` for `target`; `where` names the app's entry."""
-    file = source / lock
-    manifest = source / "pyproject.toml"
-    if not file.is_file():
-        return [
-            Problem(
-                f"{where}.lock", f"a hash-pinned lock at {file}", "no such file", f"write it with {lock_command(lock)}"
-            )
-        ]
-    text = file.read_text(encoding="utf-8", errors="replace")
-    if shape := secret_scan.shape(text):
-        return [
-            Problem(f"{where}.lock", "a lock without credentials", f"{shape} in {lock}", "take it out and revoke it")
-        ]
+def check(text: str, name: str, do: str, target: Target, where: str, manifest: Path | None = None) -> list[Problem]:
+    """Return what is wrong with a lock for `target`, and with the `manifest` beside it.
+
+    `name` is how the operator knows the lock, `do` how it is written anew, `where` the app's entry.
+    """
     pins, strange = parse(text)
-    problems = _pinned(pins, strange, f"{where}.lock", lock)
+    problems = _pinned(pins, strange, f"{where}.lock", do)
     locked: dict[str, str] = {}
     for pin in pins:
         marker = pin.requirement.marker
         if marker is None or marker.evaluate(target.environment()):
             locked[pin.name] = pin.version
-    if not problems:
-        problems += _server_packages(locked, f"{where}.lock", lock)
-    if manifest.is_file():
-        problems += _against_manifest(manifest, locked, target, where, lock)
+    if manifest is not None and manifest.is_file():
+        problems += _against_manifest(manifest, locked, target, where, name, do)
     return problems
 
 
-def _pinned(pins: list[Pin], strange: list[str], where: str, lock: str) -> list[Problem]:
+def _pinned(pins: list[Pin], strange: list[str], where: str, do: str) -> list[Problem]:
     problems = []
     if strange:
-        problems.append(
-            Problem(
-                where,
-                "every line pinned with `==`",
-                f"not pinned: {_some(strange)}",
-                f"write it with {lock_command(lock)}",
-            )
-        )
+        problems.append(Problem(where, "every line pinned with `==`", f"not pinned: {_some(strange)}", do))
     bare = [pin.name for pin in pins if not pin.hashed]
     if bare:
-        problems.append(
-            Problem(
-                where,
-                "a hash for every package",
-                f"without a hash: {_some(bare)}",
-                f"write it with {lock_command(lock)}",
-            )
-        )
+        problems.append(Problem(where, "a hash for every package", f"without a hash: {_some(bare)}", do))
     return problems
-
-
-def _server_packages(locked: Mapping[str, str], where: str, lock: str) -> list[Problem]:
-    missing = [name for name in SERVER_PACKAGES if name not in locked]
-    if not missing:
-        return []
-    return [
-        Problem(
-            where,
-            f"{' and '.join(SERVER_PACKAGES)}, which serve the app",
-            f"not in {lock}: {', '.join(missing)}",
-            f"add {' and '.join(missing)} to the dependencies and run {lock_command(lock)}",
-        )
-    ]
 
 
 def _against_manifest(
-    manifest: Path, locked: Mapping[str, str], target: Target, where: str, lock: str
+    manifest: Path, locked: Mapping[str, str], target: Target, where: str, lock: str, do: str
 ) -> list[Problem]:
     try:
         document = tomllib.loads(manifest.read_text(encoding="utf-8"))
@@ -175,7 +129,7 @@ def _against_manifest(
     project: dict[str, Any] = document.get("project") or {}
     return [
         *_python(project.get("requires-python"), target, f"{where}.source"),
-        *_dependencies(project.get("dependencies") or [], locked, target, f"{where}.lock", lock),
+        *_dependencies(project.get("dependencies") or [], locked, target, f"{where}.lock", lock, do),
     ]
 
 
@@ -199,7 +153,7 @@ def _python(wanted: str | None, target: Target, where: str) -> list[Problem]:
 
 
 def _dependencies(
-    dependencies: list[str], locked: Mapping[str, str], target: Target, where: str, lock: str
+    dependencies: list[str], locked: Mapping[str, str], target: Target, where: str, lock: str, do: str
 ) -> list[Problem]:
     wrong = []
     for text in dependencies:
@@ -222,7 +176,7 @@ def _dependencies(
             where,
             f"{lock} to satisfy the dependencies in pyproject.toml on Python {target.python}",
             _some(wrong),
-            f"write it anew with {lock_command(lock)}",
+            do,
         )
     ]
 

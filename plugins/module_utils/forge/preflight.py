@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from . import (
     access,
-    app_source,
+    bundle,
     certificates,
     edge,
     host,
@@ -23,8 +23,10 @@ from . import (
     sizing,
     timeouts,
 )
+from .bundle import Bundle
 from .connections import Demand, Server
 from .problems import Problem
+from .programs import Desk
 from .specs import Options, read_options, read_roles, validate
 from .values import kind
 
@@ -56,6 +58,8 @@ _RANGES: dict[str, tuple[int, int]] = {
     "recycle_memory_percent": (0, 100),
     "max_requests": (0, 10_000_000),
 }
+# By Debian's policy, 5.6.1; as apt takes it, also for another architecture.
+_DEBIAN_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?")
 
 _COMMAND = re.compile(r"[a-z][a-z0-9-]{0,20}")
 _COMMAND_RANGES: dict[str, tuple[int, int]] = {
@@ -96,6 +100,7 @@ class Inventory:
         hosts_of: For each app with an external database, the hosts of the inventory that run it.
         read: Reads a file of the control machine.
         connection: How Ansible reaches the host.
+        desk: Where sources and locks are made ready.
     """
 
     root: Path
@@ -108,15 +113,16 @@ class Inventory:
     hosts_of: Mapping[str, int]
     read: certificates.Read
     connection: access.Connection
+    desk: Desk
 
 
 @dataclass
 class Outcome:
-    """Either `problems`, or the two facts."""
+    """Either `problems`, or the two facts; `warnings` in any case."""
 
     problems: list[Problem] = field(default_factory=list)
-    apps: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    apps: list[dict[str, Any]] = field(default_factory=list)
     host: dict[str, Any] = field(default_factory=dict)
 
 
@@ -131,8 +137,10 @@ def examine(inventory: Inventory, probe: Mapping[str, Any] | None, settings: Set
             specs.get("nginx", {}), inventory.raw, inventory.values, entries, inventory.roles, inventory.read
         )
     target = lock.Target(probe["python_version"], probe["architecture"]) if probe else None
-    for name, entry in entries.items():
-        outcome.problems += _source(name, entry, inventory.root, target)
+    bundles = {name: _bundle(name, entry, inventory, target) for name, entry in entries.items()}
+    for each in bundles.values():
+        outcome.problems += each.problems
+        outcome.warnings += each.warnings
     if probe is None:
         return outcome
     outcome.problems += host.check(
@@ -147,7 +155,7 @@ def examine(inventory: Inventory, probe: Mapping[str, Any] | None, settings: Set
     named = dict.fromkeys(inventory.apps) if isinstance(inventory.apps, Mapping) else {}
     unlisted = others.found(probe["apps"], {str(name): None for name in named})
     outcome.problems += others.problems(unlisted, entries, LOCAL)
-    outcome.warnings = others.warnings(unlisted)
+    outcome.warnings += others.warnings(unlisted)
     http3 = inventory.values.get("nginx_http3")
     outcome.problems += edge.http3_problems(http3, host.distribution(probe), str(probe["distribution_version"]))
     if access.ROLE in inventory.play_roles:
@@ -157,7 +165,7 @@ def examine(inventory: Inventory, probe: Mapping[str, Any] | None, settings: Set
         complete = {name: entry for name, entry in entries.items() if _is_sized(entry)}
         if len(complete) != len(entries):
             return outcome
-    _size(entries, unlisted, inventory, specs, probe, settings, outcome)
+    _size(entries, bundles, unlisted, inventory, specs, probe, settings, outcome)
     return outcome
 
 
@@ -299,6 +307,10 @@ def _entry(name: str, entry: Mapping[str, Any]) -> list[Problem]:
                 "use letters, digits and _",
             )
         )
+    for package in entry.get("build_packages") or []:
+        if not _DEBIAN_PACKAGE.fullmatch(str(package)):
+            expected = "names of Debian packages, such as libpq-dev"
+            problems.append(Problem(f"{where}.build_packages", expected, str(package), "correct it"))
     wanted = (entry.get("settings") or {}).get("WEB_CONCURRENCY")
     if wanted is not None and not (str(wanted).isdigit() and 0 < int(wanted) <= _RANGES["workers"][1]):
         problems.append(
@@ -422,20 +434,11 @@ def _host_of(url: Any) -> str | None:
     return f"{parts.hostname}:{port}" if parts.hostname else None
 
 
-def source_path(entry: Mapping[str, Any], root: Path) -> Path:
-    """Return the absolute folder of an app on the control machine."""
-    return (root / str(entry["source"])).resolve()
-
-
-def _source(name: str, entry: Mapping[str, Any], root: Path, target: lock.Target | None) -> list[Problem]:
-    if not all(entry.get(option) for option in ("source", "module", "python_path", "lock")):
-        return []
-    where, source = f"apps.{name}", source_path(entry, root)
-    problems = app_source.check(source, entry["module"], entry["python_path"], where)
-    problems += edge.source_problems(entry, source, where) if source.is_dir() else []
-    if source.is_dir() and target is not None:
-        problems += lock.check(source, entry["lock"], target, where)
-    return problems
+def _bundle(name: str, entry: Mapping[str, Any], inventory: Inventory, target: lock.Target | None) -> Bundle:
+    # What is missing has been reported with the entry.
+    if not all(entry.get(option) for option in ("source", "module", "python_path")) or entry.get("lock") is None:
+        return Bundle()
+    return bundle.prepare(name, entry, inventory.root, inventory.desk, target)
 
 
 def _is_sized(entry: Mapping[str, Any]) -> bool:
@@ -451,6 +454,7 @@ def _is_sized(entry: Mapping[str, Any]) -> bool:
 
 def _size(
     entries: Mapping[str, dict[str, Any]],
+    bundles: Mapping[str, Bundle],
     unlisted: list[others.Other],
     inventory: Inventory,
     specs: Mapping[str, Options],
@@ -476,7 +480,7 @@ def _size(
     servers = [_server(name, inventory, specs, settings) for name in names]
     outcome.problems += sizing.choose(everything, size, servers)
     for name, plan in plans.items():
-        outcome.apps.append(_complete(entries[name], plan, size, inventory.root))
+        outcome.apps.append(_complete(entries[name], bundles[name], plan, size, inventory.desk))
     outcome.host = {
         "cpus": probe["cpus"],
         "cpus_from": probe["cpus_from"],
@@ -546,11 +550,17 @@ def _server(name: str, inventory: Inventory, specs: Mapping[str, Options], setti
     return Server(name, number, limited_by, settings.connections_exporter, settings.connections_reserved)
 
 
-def _complete(entry: dict[str, Any], plan: sizing.Plan, size: sizing.Host, root: Path) -> dict[str, Any]:
+def _complete(entry: dict[str, Any], parts: Bundle, plan: sizing.Plan, size: sizing.Host, desk: Desk) -> dict[str, Any]:
     """Return the entry with the names that follow from its own, its settings as text, and the computed keys."""
     name = entry["name"]
     done = dict(entry)
-    done["source_path"] = str(source_path(entry, root)) if entry.get("source") else ""
+    done |= {
+        "lock": parts.lock,
+        "source_path": str(parts.source or ""),
+        "source_whole": parts.whole,
+        "source_additions": str(parts.additions or ""),
+        "source_lock": {"resolved": str(parts.resolved), "keep": f"{desk.locks}/{name}.txt"} if parts.resolved else {},
+    }
     done["settings"] = {key: inventory_lint.setting_text(value) for key, value in (entry.get("settings") or {}).items()}
     prefix = entry.get("settings_prefix") or ""
 

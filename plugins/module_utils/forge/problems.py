@@ -26,6 +26,18 @@ class Problem:
     do: str
 
 
+class Refusal(Exception):
+    """A refusal raised where it is found; `option` is that of the entry which is to be mended."""
+
+    def __init__(self, option: str, expected: str, found: str, do: str) -> None:
+        super().__init__(f"expected {expected}; found {found}; {do}")
+        self.option, self.expected, self.found, self.do = option, expected, found, do
+
+    def problem(self, entry: str) -> Problem:
+        """Return it as a problem of the entry whose path is `entry`."""
+        return Problem(f"{entry}.{self.option}", self.expected, self.found, self.do)
+
+
 def render(problems: Sequence[Problem], host: str, secrets: Iterable[str] = ()) -> str:
     """Return the failure message for `host`: every problem, numbered, with every one of `secrets` masked."""
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

@@ -12,8 +12,10 @@ from typing import Any
 
 import msgspec
 
+from forgectl import staging
 from forgectl.layout import Layout, walk
 from forgectl.staging import INPUTS, Record
+from forgectl.venv import RESERVED
 
 SHOWN = 8
 # The end of Nginx's log that is searched: a minute at more than 3000 requests/s.
@@ -45,7 +47,8 @@ class _Line(msgspec.Struct):
 
 def differences(old: Candidate, new: Candidate) -> list[str]:
     """What changes from one release to another: files, dependencies, settings, configuration of server and unit."""
-    lines = _files(old.source, new.source)
+    lines = _changes("source", staging.origin(old.source), staging.origin(new.source))
+    lines += _files(old.source, new.source)
     before, after = _settings(old.settings), _settings(new.settings)
     lock = after.get("lock", "requirements.txt")
     lines += _changes("dependency", _pins(old.source / before.get("lock", lock)), _pins(new.source / lock))
@@ -93,7 +96,9 @@ def _files(old: Path, new: Path) -> list[str]:
 
 def _names(folder: Path) -> set[str]:
     return {
-        str(path.relative_to(folder)) for path in walk(folder) if path.is_file() and "__pycache__" not in path.parts
+        str(path.relative_to(folder))
+        for path in walk(folder)
+        if path.is_file() and not {"__pycache__", RESERVED} & set(path.relative_to(folder).parts)
     }
 
 

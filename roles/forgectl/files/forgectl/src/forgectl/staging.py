@@ -34,7 +34,8 @@ class Record(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """release.json.
 
     `digest` covers source and settings, `source_digest` the uploaded archive alone, `tree` what lies in the folder.
-    `schema_heads` are the Alembic revisions that its code is written for; None where another tool migrates.
+    `schema_heads` are the Alembic revisions that its code is written for; None where another tool migrates. `source` is
+    what the control machine says of where it comes from; empty for a folder with a lock of its own.
     """
 
     id: str
@@ -45,6 +46,18 @@ class Record(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     by: str
     schema_heads: list[str] | None = None
     tree: str = ""
+    source: dict[str, str] = {}
+
+
+def origin(source: Path) -> dict[str, str]:
+    """What the control machine wrote down of where a source comes from."""
+    path = source / venv.RESERVED / "source.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except msgspec.DecodeError as error:
+        raise Refused(f"expected names and texts in {path.name}; found: {error}; pack the source again") from error
 
 
 def digest_of(layout: Layout, source_digest: str) -> str:
@@ -109,7 +122,8 @@ def stage(
                 invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
             )
         tree = _tree(incomplete)
-        record = Record(name, digest, source_digest, environment, now(), person(), heads, tree)
+        found = origin(incomplete / "source")
+        record = Record(name, digest, source_digest, environment, now(), person(), heads, tree, found)
         (incomplete / "release.json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
         venv.seal(incomplete, group)
         for folder in app.static:

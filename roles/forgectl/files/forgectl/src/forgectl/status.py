@@ -12,7 +12,7 @@ from forgectl.layout import SLOTS, Layout
 def of(layout: Layout, app: App) -> dict[str, Any]:
     """The state of an app as one JSON-ready object."""
     present = state.load(layout)
-    live = present.live
+    live, known = present.live, staging.records(layout)
     # The newest description is what the next release is made with.
     its_app = config.load(layout.settings(live.release)) if live else app
     found: dict[str, Any] = {
@@ -29,7 +29,8 @@ def of(layout: Layout, app: App) -> dict[str, Any]:
         "commands": commands.describe(layout, its_app, live.slot) if live else {},
         "secrets": {name: _enrolled(layout, app, name) for name in identity.identities(app)},
         "secrets_refused": msgspec.to_builtins(present.refused()),
-        "releases": [record.id for record in staging.records(layout)],
+        "releases": [record.id for record in known],
+        "source": next((record.source for record in known if live and record.id == live.release), {}),
         "previous": msgspec.to_builtins(present.previous),
         "last": msgspec.to_builtins(present.last_cutover),
         "operation": msgspec.to_builtins(present.operation),
@@ -60,6 +61,8 @@ def text(found: dict[str, Any]) -> str:
         lines.append(f"  {what} since {removed['since']} by {removed['by']}: forgectl {then} {found['app']}")
     elif live:
         lines.append(f"  live      {live['release']} in slot {live['slot']}, since {live['since']}")
+        if source := found["source"]:
+            lines.append(f"  source    {' '.join(f'{name}={value}' for name, value in source.items())}")
         why = "" if found["readiness"] else ": its workers take requests; the app has no readiness path"
         lines.append(f"  ready     {f'yes{why}' if found['ready'] else 'NO'}")
         if refused := found["secrets_refused"]:

@@ -13,10 +13,15 @@ from forgectl.errors import ForgeError, Refused
 from forgectl.layout import Layout, fsync, fsync_tree, made_whole, walk
 
 BUILD_USER = "forge-build"
+# Inside a release's source, what the control machine made for it, and in there what of the lock is in no index.
+RESERVED, PACKAGES = ".forge", "packages"
 
 
 def name(lock: bytes) -> str:
-    """The folder of a lock's environment: a hash over the lock, the Python version and the machine's kind."""
+    """The folder of a lock's environment: a hash over the lock, the Python version and the machine's kind.
+
+    A package that came along with the release is in the lock with its hash, like any other.
+    """
     identity = f"{sys.implementation.cache_tag} {platform.machine()}\n".encode()
     return hashlib.sha256(identity + lock).hexdigest()[:16]
 
@@ -45,9 +50,15 @@ def build(layout: Layout, lock: Path, group: int) -> str:
         copied = folder / "lock.txt"
         shutil.copyfile(lock, copied)
         copied.chmod(0o644)
+        if (along := lock.parent / PACKAGES).is_dir() and lock.parent.name == RESERVED:
+            shutil.copytree(along, folder / RESERVED / PACKAGES, copy_function=shutil.copyfile)
+            for path in walk(folder / RESERVED):
+                path.chmod(0o755 if path.is_dir() else 0o644)
         uv = Path(sys.prefix) / "bin" / "uv"
         python = folder / "bin" / "python"
         script = (
+            # The lock names what came along relative to here.
+            f'cd "{folder}" && '
             f'"{uv}" venv --quiet --allow-existing --python "{os.path.realpath(sys.executable)}" "{folder}" && '
             f'"{uv}" pip sync --quiet --require-hashes --link-mode copy --compile-bytecode --python "{python}" '
             f'"{copied}"'
@@ -70,8 +81,10 @@ def build(layout: Layout, lock: Path, group: int) -> str:
         except ForgeError as error:
             raise Refused(
                 f"expected to install the lock {lock.name}; found: {error}\nwrite the lock anew with hashes "
-                "(uv pip compile --generate-hashes), or check the package index of this host"
+                "(uv pip compile --generate-hashes), name the Debian packages that a build lacks in build_packages, or "
+                "check the package index of this host"
             ) from error
+        shutil.rmtree(folder / RESERVED, ignore_errors=True)
         seal(folder, group)
         fsync_tree(folder)
         (folder / ".complete").touch(mode=0o444)

@@ -1,0 +1,331 @@
+"""The lock that a release installs: the app's own where it pins everything by hash, else one that is made here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import Version
+
+from . import secret_scan
+from .lock import SERVER_PACKAGES, Pin, Target, parse
+from .origins import Distribution
+from .problems import Refusal
+from .programs import Desk, Failed, used
+from .source_files import list_files
+
+TEXT, MANIFEST = "requirements.txt", "pyproject.toml"
+# Locks of other tools, each of which is exported by its own. `make test` holds that these versions work.
+_UV, _POETRY, _PDM = "uv.lock", "poetry.lock", "pdm.lock"
+_POETRY_TOOLS = ("--from", "poetry==2.5.1", "--with", "poetry-plugin-export==1.10.1", "poetry")
+_PDM_TOOLS = ("--from", "pdm==2.29.3", "pdm")
+# The oldest Python of a supported distribution, and those that a lock has to fit.
+_OLDEST = "3.11"
+_PYTHONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
+# What else decides about dependencies in a pyproject.toml; the rest may change without resolving anew.
+_DECIDING = ("dependencies", "requires-python", "dynamic", "optional-dependencies", "name")
+# Part of what a resolved lock was made from: another number resolves all of them anew.
+_FORMAT = 1
+_INPUTS = "# Inputs: "
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What a release installs.
+
+    Attributes:
+        file: The app's file that it comes from; empty for what has none.
+        text: Its content.
+        own: It is that file as it is.
+        resolved: The file of the cache with what had to be resolved, to be kept beside the inventory; None for nothing.
+        warning: What the operator should know of it.
+    """
+
+    file: str
+    text: str
+    own: bool = False
+    resolved: Path | None = None
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is resolved for one app: its name, its files, and the Python that its lock begins at."""
+
+    app: str
+    desk: Desk
+    folder: Path | None
+    whole: bool
+    python: str
+
+    @property
+    def kept(self) -> Path:
+        """The file beside the inventory."""
+        return self.desk.locks / f"{self.app}.txt"
+
+
+def of_folder(app: str, folder: Path, whole: bool, wanted: str, desk: Desk) -> Lock:
+    """Return the lock of an app in a folder; `wanted` is the file that its entry names, empty for the first found.
+
+    Raises:
+        Refusal: there is none, or it cannot be made.
+    """
+    file = wanted or _first(folder)
+    path = folder / file
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        raise Refusal("lock", f"a lock at {path}", "no such file", f"write it with {command(file)}, or correct `lock`")
+    work = Work(app, desk, folder, whole, _from_python(folder))
+    if path.name in (_UV, _POETRY, _PDM):
+        return _with_servers(work, file, _exported(path, desk), "")
+    if path.suffix == ".toml":
+        warning = f"{file} alone does not say which versions the app was tested with"
+        return _resolved(work, file, [file], _inputs_of_manifest(path), warning)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if shape := secret_scan.shape(text):
+        raise Refusal("lock", "a lock without credentials", f"{shape} in {file}", "take it out and revoke it")
+    if is_hashed(text):
+        lock = _with_servers(work, file, text, "")
+        return lock if lock.resolved else Lock(file, text, own=True)
+    inputs = {name: each.read_text(errors="replace") for name, each in _included(folder, path)}
+    return _resolved(work, file, [file], inputs, f"{file} has no hashes, so it does not say what was tested")
+
+
+def of_distribution(app: str, found: Distribution, target: Target, desk: Desk) -> Lock:
+    """Return the lock of what is installed as a whole: resolved once, and kept."""
+    if found.python and not SpecifierSet(found.python).contains(Version(target.python), prereleases=True):
+        raise Refusal(
+            "source",
+            f"Python {found.python}, as its metadata says",
+            f"Python {target.python} on the host",
+            "choose a version that runs on it, or a distribution with that Python",
+        )
+    work = Work(app, desk, None, True, _lowest(found.python))
+    wanted = [found.requirement] if found.requirement else [*found.dependencies]
+    return _resolved(work, "", ["app.in"], {"app.in": "".join(f"{line}\n" for line in wanted)}, "")
+
+
+def is_hashed(text: str) -> bool:
+    """Tell whether a requirements file is meant to pin by hash; one that does so in part is a mistake."""
+    return any(pin.hashed for pin in parse(text)[0])
+
+
+def command(file: str) -> str:
+    """Return the command that writes a lock anew."""
+    tool = {_UV: "uv lock", _POETRY: "poetry lock", _PDM: "pdm lock"}.get(Path(file).name)
+    return f"`{tool}`" if tool else f"`uv pip compile --universal --generate-hashes {MANIFEST} -o {file}`"
+
+
+def _first(folder: Path) -> str:
+    text = folder / TEXT
+    there = text.is_file()
+    if there and is_hashed(text.read_text(encoding="utf-8", errors="replace")):
+        return TEXT
+    for name in (_UV, _POETRY, _PDM):
+        if (folder / name).is_file():
+            return name
+    if there:
+        return TEXT
+    if (folder / MANIFEST).is_file():
+        return MANIFEST
+    raise Refusal(
+        "lock",
+        f"one of {TEXT}, {_UV}, {_POETRY}, {_PDM} and {MANIFEST} in {folder}",
+        "none of them",
+        f"list the app's dependencies in {MANIFEST}, and write a lock with {command(TEXT)}",
+    )
+
+
+def _exported(path: Path, desk: Desk) -> str:
+    """Return a lock of another tool as requirements with hashes."""
+    folder, manifest = path.parent, path.with_name(MANIFEST)
+    if not manifest.is_file():
+        raise Refusal("lock", f"{MANIFEST} beside {path.name}", "none", "a lock without it cannot be read; add it")
+    made = desk.cache / "exports" / f"{_digest({f.name: f.read_text(errors='replace') for f in (path, manifest)})}.txt"
+    if used(made):
+        return made.read_text()
+    try:
+        if path.name == _UV:
+            text = desk.uv(
+                *("export", "--frozen", "--no-dev", "--no-emit-project", "--no-header", "--format=requirements.txt"),
+                folder=folder,
+            )
+        else:
+            with _copy(desk, folder, [path.name, MANIFEST]) as copy:
+                text = _by_its_tool(path.name, desk, copy)
+    except Failed as error:
+        raise Refusal(
+            "lock", f"a {path.name} that fits its {MANIFEST}", str(error), f"write it anew with {command(path.name)}"
+        ) from None
+    made.parent.mkdir(parents=True, exist_ok=True)
+    made.write_text(text)
+    return text
+
+
+def _by_its_tool(name: str, desk: Desk, folder: Path) -> str:
+    if name == _POETRY:
+        arguments = [*_POETRY_TOOLS, "export", "--format=requirements.txt", "--no-interaction", "--output=exported.txt"]
+    else:
+        arguments = [*_PDM_TOOLS, "export", "--prod", "--format=requirements", "--no-extras", "--output=exported.txt"]
+    desk.uv("tool", "run", *arguments, folder=folder)
+    return (folder / "exported.txt").read_text()
+
+
+def _with_servers(work: Work, file: str, base: str, warning: str) -> Lock:
+    """Return a complete lock, with what the platform needs added where it lacks that; all of its own pins hold."""
+    pins, _ = parse(base)
+    missing = [name for name in SERVER_PACKAGES if not _covered(name, pins)]
+    if not missing:
+        return Lock(file, base, warning=warning)
+    constraints = "".join(f"{pin.requirement}\n" for pin in pins)
+    inputs = {"platform.in": "".join(f"{name}\n" for name in missing), "base.txt": base}
+
+    def compiled(folder: Path) -> str:
+        (folder / "constraints.txt").write_text(constraints)
+        added = _compile(work, folder, ["platform.in", "--constraint=constraints.txt"], inputs)
+        more = "".join(block for name, block in _blocks(added) if not _covered(name, pins))
+        return f"{base.rstrip()}\n# What the platform serves it with.\n{more}"
+
+    expected = f"{', '.join(missing)} beside the app's own versions"
+    return _kept(work, file, inputs, warning, compiled, expected)
+
+
+def _resolved(work: Work, file: str, names: list[str], inputs: Mapping[str, str], warning: str) -> Lock:
+    """Return a lock that is resolved from requirements, together with what the platform needs."""
+    servers = {"platform.in": "".join(f"{name}\n" for name in SERVER_PACKAGES)}
+
+    def compiled(folder: Path) -> str:
+        return _compile(work, folder, [*names, "platform.in"], {**inputs, **servers})
+
+    expected = f"versions that fit {file or 'its dependencies'} on Python {work.python} and newer"
+    return _kept(work, file, {**inputs, **servers}, warning, compiled, expected)
+
+
+def _kept(work: Work, file: str, inputs: Mapping[str, str], warning: str, compiled: Any, expected: str) -> Lock:
+    """Return what was resolved from the same inputs before, beside the inventory or in the cache; else resolve."""
+    digest = _digest({**inputs, "": f"{_FORMAT} {work.python}"})
+    cached = work.desk.cache / "locks" / f"{digest}.txt"
+    kept = work.kept.read_text() if work.kept.is_file() else ""
+    if f"{_INPUTS}{digest}\n" in kept:
+        return Lock(file, kept, resolved=work.kept, warning=warning)
+    if not used(cached):
+        with _copy(work.desk, work.folder, None, work.whole) as folder:
+            try:
+                text = compiled(folder)
+            except Failed as error:
+                do = "mend the requirement that it names, or give the app a lock" if file else "choose another version"
+                raise Refusal("lock" if file else "source", expected, str(error), do) from None
+        header = (
+            f"# What apps.{work.app} installs, resolved{f' from {file}' if file else ''}: commit this file, so that "
+            "every host and\n# every colleague gets the same. It is made anew when its inputs change, or when it is "
+            f"removed.\n{_INPUTS}{digest}\n"
+        )
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        cached.write_text(header + text)
+    return Lock(file, cached.read_text(), resolved=cached, warning=warning)
+
+
+def _compile(work: Work, folder: Path, arguments: list[str], inputs: Mapping[str, str]) -> str:
+    for name, content in inputs.items():
+        if not (folder / name).exists():
+            (folder / name).write_text(content)
+    out = folder / "forge-locked.txt"
+    if work.kept.is_file():
+        # uv keeps the versions that it finds in its output.
+        shutil.copyfile(work.kept, out)
+    work.desk.uv(
+        *("pip", "compile", *arguments, f"--output-file={out.name}", "--universal", "--generate-hashes"),
+        *(f"--python-version={work.python}", "--no-header", "--no-emit-index-url", "--no-emit-find-links"),
+        folder=folder,
+    )
+    return out.read_text()
+
+
+@contextmanager
+def _copy(desk: Desk, source: Path | None, names: list[str] | None, whole: bool = True) -> Iterator[Path]:
+    """Give a copy of a source's files, since what reads a project may write into it."""
+    with tempfile.TemporaryDirectory(dir=desk.cache, prefix=".resolving-") as name:
+        folder = Path(name)
+        if source is not None:
+            for file in names or list_files(source, whole=whole):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source / file, folder / file, follow_symlinks=False)
+        yield folder
+
+
+def _included(folder: Path, path: Path) -> Iterable[tuple[str, Path]]:
+    """Yield a requirements file and those that it includes, by their names in the folder."""
+    pending, seen = [path], set()
+    while pending:
+        file = pending.pop()
+        if file in seen or not file.is_file():
+            continue
+        seen.add(file)
+        yield file.relative_to(folder).as_posix() if file.is_relative_to(folder) else str(file), file
+        pattern = r"^\s*(?:-r|-c|--requirement|--constraint)[ =]*(\S+)"
+        pending += [file.parent / each for each in re.findall(pattern, file.read_text(errors="replace"), re.MULTILINE)]
+
+
+def _inputs_of_manifest(path: Path) -> dict[str, str]:
+    """Return what of a project decides about its dependencies, so that a change of a linter's options resolves none."""
+    document = _toml(path)
+    project = document.get("project")
+    tools = document.get("tool") or {}
+    if not isinstance(project, Mapping) or "dependencies" in (project.get("dynamic") or []):
+        # A build backend says what they are, out of these as a rule.
+        said = [path, *path.parent.glob("setup.*"), *sorted(path.parent.glob("*requirements*.txt"))]
+        return {each.name: each.read_text(errors="replace") for each in said if each.is_file()}
+    deciding: dict[str, Any] = {name: project[name] for name in _DECIDING if name in project}
+    deciding["tool.uv"] = tools.get("uv")
+    return {"deciding": json.dumps(deciding, sort_keys=True)}
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Refusal("source", f"a readable {path.name}", f"{path}: {error}", "mend the file") from None
+
+
+def _from_python(folder: Path) -> str:
+    manifest = folder / MANIFEST
+    project = _toml(manifest).get("project") if manifest.is_file() else None
+    return _lowest(str(project.get("requires-python") or "") if isinstance(project, Mapping) else "")
+
+
+def _lowest(wanted: str) -> str:
+    """Return the Python that a lock begins at: that of the oldest distribution, or a newer one that the app wants."""
+    try:
+        bounds = [each.version for each in SpecifierSet(wanted) if each.operator in (">=", "~=", "==")]
+    except InvalidSpecifier:
+        return _OLDEST  # Judged with the manifest.
+    return max([_OLDEST, *(bound.removesuffix(".*") for bound in bounds)], key=Version)
+
+
+def _covered(name: str, pins: Iterable[Pin]) -> bool:
+    """Tell whether pins have a package on every Python."""
+    markers = [pin.requirement.marker for pin in pins if pin.name == name]
+    return all(
+        any(marker is None or marker.evaluate(Target(python).environment()) for marker in markers)
+        for python in _PYTHONS
+    )
+
+
+def _blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Yield name and lines of each package of a lock."""
+    for block in re.findall(r"^[A-Za-z0-9].*\n(?:[ \t]+.*\n)*", text, re.MULTILINE):
+        (pin,) = parse(block)[0]
+        yield pin.name, block
+
+
+def _digest(inputs: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]

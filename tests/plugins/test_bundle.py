@@ -1,0 +1,466 @@
+"""What a release is packed from, for every kind of source, against an index of packages that are made here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+import pytest
+from sources import APP, HASH, LOCK, MANIFEST, index, wheel, write
+
+ROOT = Path(__file__).resolve().parents[2]
+ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
+
+from ansible.module_utils.forge import locks, origins  # noqa: E402
+from ansible.module_utils.forge.bundle import Bundle, prepare  # noqa: E402
+from ansible.module_utils.forge.lock import Target, parse  # noqa: E402
+from ansible.module_utils.forge.problems import Refusal  # noqa: E402
+from ansible.module_utils.forge.programs import Desk  # noqa: E402
+from ansible.module_utils.forge.source_archive import pack  # noqa: E402
+
+ENTRY = {"module": "shop.main:app", "python_path": ".", "lock": "", "static": {}}
+FILES = {"shop/__init__.py": "", "shop/main.py": APP}
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of an index that has a few packages."""
+    folder = tmp_path_factory.mktemp("wheels")
+    made = [
+        wheel(folder, "gunicorn", "27.0.0", requires="packaging"),
+        wheel(folder, "packaging", "24.0"),
+        wheel(folder, "packaging", "25.0"),
+        wheel(folder, "uvicorn", "0.30.0"),
+        wheel(folder, "uvicorn", "0.40.0"),
+        wheel(folder, "uvicorn-worker", "0.4.0", requires="gunicorn\nuvicorn>=0.15"),
+        wheel(folder, "fastapi", "0.115.0"),
+        wheel(folder, "fastapi", "0.140.0"),
+        wheel(folder, "shop", "1.0", FILES, requires="fastapi\nshop-extra ; extra == 'more'"),
+        wheel(folder, "shop", "2.0", FILES, requires="fastapi", python=">=3.14"),
+        wheel(folder, "shop-extra", "1.0"),
+    ]
+    return index(folder / "simple", *made)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, packages: str, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    return Desk(tmp_path / "cache", tmp_path / "inventory/locks", packages)
+
+
+def made(desk: Desk, source: object, python: str = "3.13.5", **changes: Any) -> Bundle:
+    """Make an app's source ready."""
+    return prepare("shop", {**ENTRY, "source": str(source), **changes}, desk.cache.parent, desk, Target(python))
+
+
+def locked(bundle: Bundle) -> dict[str, str]:
+    """Name and version of all that a bundle installs from an index."""
+    assert bundle.problems == []
+    assert bundle.source
+    folder = bundle.additions or bundle.source
+    return {pin.name: pin.version for pin in parse((folder / bundle.lock).read_text())[0]}
+
+
+def origin(bundle: Bundle) -> dict[str, str]:
+    """What the record of a release would say."""
+    folder = bundle.additions or bundle.source
+    assert folder
+    document: dict[str, str] = json.loads((folder / ".forge/source.json").read_text())
+    return document
+
+
+def refused(bundle: Bundle) -> str:
+    """The one problem, on a line."""
+    (problem,) = bundle.problems
+    return f"{problem.where}: {problem.expected} | {problem.found} | {problem.do}"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@example.com", *arguments]
+    return subprocess.check_output(command, cwd=folder, text=True).strip()
+
+
+def keep(bundle: Bundle, desk: Desk) -> str:
+    """Keep what was resolved beside the inventory, as a release does, and return it."""
+    assert bundle.resolved
+    desk.locks.mkdir(parents=True, exist_ok=True)
+    if bundle.resolved != desk.locks / "shop.txt":
+        shutil.copy(bundle.resolved, desk.locks / "shop.txt")
+    return str((desk.locks / "shop.txt").read_text())
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository whose app is in a folder of it, with a tag, a branch, and a commit after both."""
+    folder = tmp_path / "repository"
+    write(folder / "backend", **{".gitignore": "build/\n"})
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=1")
+    git(folder, "tag", "--annotate", "--message=1", "v1")
+    git(folder, "branch", "stable")
+    (folder / "backend/new.txt").write_text("x")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message=2")
+    return folder
+
+
+def test_a_folder_with_a_complete_lock_is_packed_as_it_is(tmp_path: Path, desk: Desk) -> None:
+    """The digest of its release stays what it was before there were other sources."""
+    source = write(tmp_path / "shop")
+    bundle = made(desk, source, python_path="src")
+    assert bundle == Bundle(source, lock="requirements.txt")
+    assert pack(source) == pack(source, whole=False, additions=None)
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted", "versions", "warning"),
+    [
+        ({"lock": "fastapi==0.115.0\n"}, "", {"fastapi": "0.115.0"}, "requirements.txt has no hashes"),
+        ({"lock": "-r base.txt\n", "base.txt": "fastapi<0.140\n"}, "", {"fastapi": "0.115.0"}, "has no hashes"),
+        ({"lock": None}, "", {"fastapi": "0.140.0"}, "pyproject.toml alone"),
+        ({"lock": LOCK}, "pyproject.toml", {"fastapi": "0.140.0"}, "pyproject.toml alone"),
+        ({"lock": f"fastapi==0.115.0 {HASH}\nuvicorn==0.30.0 {HASH}\n"}, "", {"uvicorn": "0.30.0"}, ""),
+        ({"lock": f"fastapi==0.115.0 {HASH}\npackaging==24.0 {HASH}\n"}, "", {"packaging": "24.0"}, ""),
+    ],
+)
+def test_what_a_lock_lacks_is_added(
+    tmp_path: Path, desk: Desk, files: dict[str, str | None], wanted: str, versions: dict[str, str], warning: str
+) -> None:
+    """Everything is pinned by hash, the app's own versions hold, and a guess is called one."""
+    bundle = made(desk, write(tmp_path / "shop", **files), python_path="src", lock=wanted)
+    found = locked(bundle)
+    assert found | versions == found
+    assert {"gunicorn", "uvicorn", "uvicorn-worker", "packaging"} <= set(found)
+    assert bundle.lock == ".forge/requirements.txt"
+    assert origin(bundle)["pins"] == "resolved"
+    assert warning in " ".join(bundle.warnings)
+    assert len(bundle.warnings) == bool(warning)
+
+
+def test_hashes_of_the_apps_own_lock_are_kept(tmp_path: Path, desk: Desk) -> None:
+    """They say what was tested; those of an index may be others."""
+    text = f"# of the app\nfastapi==0.115.0 \\\n    {HASH}\n"
+    bundle = made(desk, write(tmp_path / "shop", lock=text), python_path="src")
+    assert bundle.additions
+    assert text in (bundle.additions / bundle.lock).read_text()
+
+
+def test_servers_that_do_not_go_with_the_apps_versions_are_refused(tmp_path: Path, desk: Desk) -> None:
+    """Rather than change one of these."""
+    lock = f"fastapi==0.115.0 {HASH}\nuvicorn==0.10.0 {HASH}\n"
+    said = refused(made(desk, write(tmp_path / "shop", lock=lock), python_path="src"))
+    assert said.startswith("apps.shop.lock: gunicorn, uvicorn-worker beside the app's own versions | ")
+    assert "uvicorn" in said.split(" | ")[1]
+
+
+def test_what_was_resolved_is_used_until_its_inputs_change(tmp_path: Path, desk: Desk) -> None:
+    """On another machine as well, where the index has moved on; and what can stay stays when they do."""
+    source = write(tmp_path / "shop", lock="fastapi\npackaging<25\n", manifest=None)
+    kept = keep(made(desk, source, python_path="src"), desk)
+    assert "packaging==24.0" in kept
+    shutil.rmtree(desk.cache)
+    away = Desk(desk.cache, desk.locks, "file:///nowhere")
+    again = made(away, source, python_path="src")
+    assert again.resolved == desk.locks / "shop.txt"
+    assert keep(again, desk) == kept
+    (source / "requirements.txt").write_text("fastapi\npackaging\nshop-extra\n")
+    assert "expected" not in (said := refused(made(away, source, python_path="src")))
+    assert said.startswith("apps.shop.lock: ")
+    changed = locked(made(desk, source, python_path="src"))
+    assert (changed["shop-extra"], changed["packaging"]) == ("1.0", "24.0")
+
+
+def test_a_linters_options_decide_about_no_dependency(tmp_path: Path, desk: Desk) -> None:
+    """So a change of them resolves nothing."""
+    source = write(tmp_path / "shop", lock=None)
+    before = made(desk, source, python_path="src").resolved
+    (source / "pyproject.toml").write_text(MANIFEST + "\n[tool.ruff]\nline-length = 100\n")
+    assert made(desk, source, python_path="src").resolved == before
+    (source / "pyproject.toml").write_text(MANIFEST.replace('"fastapi>=0.115"', '"fastapi>=0.115", "shop-extra"'))
+    assert made(desk, source, python_path="src").resolved != before
+
+
+def test_uv_lock(tmp_path: Path, desk: Desk, packages: str) -> None:
+    """It is exported, and one that contradicts pyproject.toml is refused."""
+    source = write(tmp_path / "shop", lock=None)
+    command = [str(Path(sys.executable).parent / "uv"), "lock", "--quiet", "--default-index", packages]
+    subprocess.run(command, cwd=source, check=True, env=os.environ | {"UV_NO_CONFIG": "1"})
+    before = sorted(source.iterdir())
+    bundle = made(desk, source, python_path="src")
+    assert locked(bundle)["fastapi"] == "0.140.0"
+    assert (origin(bundle)["lock"], bundle.warnings) == ("uv.lock", [])
+    assert sorted(source.iterdir()) == before
+    (source / "pyproject.toml").write_text(MANIFEST.replace('"fastapi>=0.115"', '"fastapi>=1"'))
+    said = refused(made(desk, source, python_path="src"))
+    assert "uv.lock to satisfy the dependencies" in said
+    assert "fastapi is 0.140.0, declared >=1 | write it anew with `uv lock`" in said
+
+
+def test_a_folder_without_any_lock_is_refused(tmp_path: Path, desk: Desk) -> None:
+    """With the names of those that would do."""
+    said = refused(made(desk, write(tmp_path / "shop", lock=None, manifest=None), python_path="src"))
+    assert "one of requirements.txt, uv.lock, poetry.lock, pdm.lock and pyproject.toml" in said
+
+
+def test_credentials_in_a_lock_are_refused(tmp_path: Path, desk: Desk) -> None:
+    """They would be on every host."""
+    lock = LOCK + "--index-url https://user:" + "pw@example.com/simple\n"
+    assert "a URL with a password in requirements.txt" in refused(
+        made(desk, write(tmp_path / "shop", lock=lock), python_path="src")
+    )
+
+
+@pytest.mark.parametrize("ref", ["main", "v1", "stable", "refs/tags/v1", "a commit"])
+def test_git(desk: Desk, repository: Path, ref: str) -> None:
+    """A branch, a tag or a commit: what is released is a commit, and the record names it."""
+    commit = git(repository, "rev-parse", "main~1" if ref == "a commit" else f"{ref}^{{commit}}")
+    ref = commit if ref == "a commit" else ref
+    bundle = made(desk, f"git+{repository.as_uri()}@{ref}#subdirectory=backend", python_path="src")
+    assert bundle.problems == []
+    assert bundle.source
+    files = {path.relative_to(bundle.source).as_posix() for path in bundle.source.rglob("*") if path.is_file()}
+    assert files == {".gitignore", "pyproject.toml", "requirements.txt", "src/shop/main.py"} | (
+        {"new.txt"} if ref == "main" else set()
+    )
+    found = origin(bundle)
+    assert (found["kind"], found["ref"], found["commit"]) == ("git", ref, commit)
+    assert bundle.lock == "requirements.txt"
+
+
+def test_git_packs_all_that_is_tracked(desk: Desk, repository: Path) -> None:
+    """What the cache lies in, and a .gitignore of the app, have no say."""
+    (repository / "backend/build").mkdir()
+    (repository / "backend/build/page.html").write_text("x")
+    git(repository, "add", "--force", "--all")
+    git(repository, "commit", "--quiet", "--message=3")
+    bundle = made(desk, f"git+{repository.as_uri()}@main#subdirectory=backend", python_path="src")
+    assert bundle.source
+    with (desk.cache / "archive.tar").open("wb") as file:
+        pack(bundle.source, file, whole=bundle.whole, additions=bundle.additions)
+    with tarfile.open(desk.cache / "archive.tar") as archive:
+        names = [member.name for member in archive if member.isfile()]
+    assert "build/page.html" in names
+    assert ".forge/source.json" in names
+    assert names == sorted(names)
+
+
+def test_every_host_of_a_run_gets_the_same_commit(
+    desk: Desk, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A branch that moves meanwhile moves the next run."""
+    source = f"git+{repository.as_uri()}@main#subdirectory=backend"
+    first = origin(made(desk, source, python_path="src"))["commit"]
+    (repository / "backend/new.txt").write_text("y")
+    git(repository, "commit", "--quiet", "--all", "--message=3")
+    assert origin(made(desk, source, python_path="src"))["commit"] == first
+    monkeypatch.setattr(origins, "_this_run", lambda: "another")
+    assert origin(made(desk, source, python_path="src"))["commit"] == git(repository, "rev-parse", "main")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected", "found", "do"),
+    [
+        ("git+file://{repository}@v2", "a branch, a tag or a whole commit v2", "no such ref", "push it, or name one"),
+        ("git+file://{repository}@{absent}", "the commit 0123456789", "", "push it, or name another ref"),
+        ("git+file://{repository}/none@v1", "a repository at file://", "", "give git access to it: `git ls-remote"),
+        ("git+file://{repository}@v1#subdirectory=api", "a folder api in", "none", "correct #subdirectory="),
+        ("git+file://{repository}@v1#subdirectory=../x", "inside the repository", "../x", "correct it"),
+        ("git+file://{repository}@v1#egg=shop", "git+https://HOST", "more than that", "leave it out"),
+        ("git+file://{repository}", "git+https://HOST/REPOSITORY@REF", "no ref", "write @ and a tag"),
+        ("git+http://git.example.com/shop@v1", "git+ and one of https, ssh, file", "git+http", "use git+https"),
+        (
+            "git+https://t0ken@git.example.com/shop@v1",
+            "without credentials",
+            "a user or a token",
+            "a credential helper",
+        ),
+        ("https://example.com/shop-1.0.whl", "a folder; git+https://", "an address: https://", "write git+"),
+        ("shop==1.*", "a package with one version", "shop==1.*", "pin it"),
+        ("shop>=1", "a package with one version", "shop>=1", "pin it"),
+        ("shop==9.9", "shop==9.9 in the package index", "there is no version of shop==9.9", "name a version"),
+        ("shop==2.0", "Python >=3.14, as its metadata says", "Python 3.13.5 on the host", "choose a version"),
+        ("absent==1", "absent==1 in the package index", "not found in the package", "name a version that is there"),
+        ("none.whl", "a file on the control machine", "no file at", "correct `source`"),
+        ("apps/none", "the folder of the app on the control machine", "no folder at", "correct `source`"),
+    ],
+)
+def test_sources_that_cannot_be_had(
+    desk: Desk, repository: Path, source: str, expected: str, found: str, do: str
+) -> None:
+    """Each with what to do; a token is not repeated."""
+    said = refused(made(desk, source.format(repository=repository, absent="0123456789" * 4)))
+    assert said.startswith("apps.shop.source: ")
+    for part, wanted in zip(said.removeprefix("apps.shop.source: ").split(" | "), (expected, found, do), strict=True):
+        assert wanted in part
+    assert "t0ken" not in said
+
+
+def test_a_package_of_the_index(desk: Desk) -> None:
+    """Its lock has the package itself, all that it needs, and what serves it."""
+    bundle = made(desk, "shop==1.0")
+    assert locked(bundle).keys() == {"shop", "fastapi", "gunicorn", "packaging", "uvicorn", "uvicorn-worker"}
+    assert origin(bundle) == {"kind": "package", "name": "shop", "pins": "resolved", "version": "1.0"}
+    assert bundle.source
+    assert (bundle.whole, bundle.additions, bundle.lock) == (True, None, ".forge/requirements.txt")
+    assert "shop-extra" in locked(made(desk, "Shop[more] == 1.0"))
+
+
+def test_a_wheel(tmp_path: Path, desk: Desk) -> None:
+    """It goes along, and the lock has its hash, so that another wheel makes another environment."""
+    file = wheel(tmp_path, "shop", "3.0", FILES, requires="fastapi<0.140\nshop-extra ; extra == 'more'")
+    bundle = made(desk, file.name)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert bundle.source
+    assert (bundle.source / ".forge/packages" / file.name).read_bytes() == file.read_bytes()
+    lock = (bundle.source / bundle.lock).read_text()
+    assert lock.endswith(f"./.forge/packages/{file.name} \\\n    --hash=sha256:{digest}\n")
+    assert "fastapi==0.115.0" in lock
+    assert "shop-extra" not in lock
+    assert origin(bundle)["sha256"] == digest
+
+
+def test_an_sdist_is_built(tmp_path: Path, desk: Desk) -> None:
+    """By its own backend, once, into a wheel that is the same each time."""
+    backend = wheel(tmp_path, "plain-backend", "1.0", {"plain_backend.py": BACKEND})
+    desk = Desk(desk.cache, desk.locks, index(tmp_path / "simple", backend, *tmp_path.parent.rglob("simple/*/*.whl")))
+    folder = tmp_path / "shop-4.0"
+    (folder / "shop").mkdir(parents=True)
+    (folder / "shop/main.py").write_text(APP)
+    (folder / "shop/__init__.py").touch()
+    (folder / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: shop\nVersion: 4.0\n")
+    (folder / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["plain-backend"]\nbuild-backend = "plain_backend"\n'
+        '[project]\nname = "shop"\nversion = "4.0"\n'
+    )
+    with tarfile.open(tmp_path / "shop-4.0.tar.gz", "w:gz") as archive:
+        archive.add(folder, "shop-4.0")
+    bundle = made(desk, "shop-4.0.tar.gz")
+    assert origin(bundle)["kind"] == "sdist"
+    assert bundle.problems == []
+    assert bundle.source
+    assert [path.name for path in (bundle.source / ".forge/packages").iterdir()] == ["shop-4.0-py3-none-any.whl"]
+    (folder / "plain.cfg").write_text("native")
+    with tarfile.open(tmp_path / "shop-4.0.tar.gz", "w:gz") as archive:
+        archive.add(folder, "shop-4.0")
+    native = made(desk, "shop-4.0.tar.gz")
+    assert native.source
+    assert [path.name for path in (native.source / ".forge/packages").iterdir()] == ["shop-4.0.tar.gz"]
+
+
+BACKEND = """
+import pathlib, zipfile
+
+def build_wheel(directory, settings=None, metadata=None):
+    tag = "cp311-cp311-linux_x86_64" if pathlib.Path("plain.cfg").exists() else "py3-none-any"
+    name = f"shop-4.0-{tag}.whl"
+    info = "shop-4.0.dist-info"
+    with zipfile.ZipFile(pathlib.Path(directory, name), "w") as archive:
+        for path in pathlib.Path("shop").glob("*.py"):
+            archive.writestr(zipfile.ZipInfo(str(path)), path.read_text())
+        archive.writestr(zipfile.ZipInfo(f"{info}/METADATA"), "Metadata-Version: 2.1\\nName: shop\\nVersion: 4.0\\n")
+        archive.writestr(zipfile.ZipInfo(f"{info}/WHEEL"), f"Wheel-Version: 1.0\\nTag: {tag}\\n")
+        archive.writestr(zipfile.ZipInfo(f"{info}/RECORD"), "")
+    return name
+"""
+
+
+@pytest.mark.parametrize(
+    ("tag", "python", "fits"),
+    [
+        ("cp313-cp313-manylinux_2_28_x86_64", "3.13.5", True),
+        ("cp313-cp313-manylinux_2_28_x86_64", "3.11.2", False),
+        ("cp311-abi3-manylinux_2_17_x86_64", "3.13.5", True),
+        ("cp313-cp313-manylinux_2_28_aarch64", "3.13.5", False),
+        ("cp313-cp313-macosx_11_0_x86_64", "3.13.5", False),
+        ("cp313-cp313-musllinux_1_2_x86_64", "3.13.5", False),
+        ("py2.py3-none-any", "3.11.2", True),
+    ],
+)
+def test_wheels_have_to_fit_the_host(tmp_path: Path, desk: Desk, tag: str, python: str, fits: bool) -> None:
+    """Its Python and its machine."""
+    file = wheel(tmp_path, "shop", "5.0", FILES, tag=tag)
+    bundle = made(desk, file.name, python)
+    assert (bundle.problems == []) == fits
+    if not fits:
+        assert f"a wheel for Python {python} on Linux x86_64, or for any | {file.name} | build it" in refused(bundle)
+
+
+def test_wheels_that_are_none(tmp_path: Path, desk: Desk) -> None:
+    """A name that no tool gives, a file that is no archive, a Python that the host does not have."""
+    (tmp_path / "shop.whl").write_text("x")
+    assert "a wheel under its own name" in refused(made(desk, "shop.whl"))
+    (tmp_path / "shop-6.0-py3-none-any.whl").write_text("x")
+    assert "a wheel in" in refused(made(desk, "shop-6.0-py3-none-any.whl"))
+    newer = wheel(tmp_path, "shop", "7.0", FILES, python=">=3.14")
+    said = refused(made(desk, newer.name))
+    assert "Python >=3.14, as its metadata says | Python 3.13.5 on the host" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"module": "shop.web:app"}, "apps.shop.module: a module shop.web"),
+        ({"module": "shop.main:application"}, "use `shop.main:app`"),
+        ({"module": "shpo.main:app"}, "ASGI apps there: shop.main:app"),
+        ({"module": "app"}, "apps.shop.module: `package.module:name`"),
+        ({"lock": "uv.lock"}, "apps.shop.lock: no lock for a package"),
+        ({"python_path": "src"}, "apps.shop.python_path: no python_path for a package"),
+        ({"static": {"/assets/": "dist"}}, "apps.shop.static: no static for a package"),
+    ],
+)
+def test_options_are_held_against_a_package(desk: Desk, change: dict[str, Any], expected: str) -> None:
+    """The module is looked for in what it installs; folders and locks of a source it has none."""
+    assert expected in refused(made(desk, "shop==1.0", **change))
+
+
+def test_a_module_of_a_dependency_is_believed(desk: Desk) -> None:
+    """What a package does not have itself, one that it needs may have."""
+    assert made(desk, "shop==1.0", module="framework.asgi:app").problems == []
+
+
+def test_a_folder_of_the_platforms_own_is_refused(tmp_path: Path, desk: Desk) -> None:
+    """It would be mixed with what is made for a release."""
+    source = write(tmp_path / "shop", **{".forge/source.json": "{}"})
+    assert "no folder .forge in the source" in refused(made(desk, source, python_path="src"))
+
+
+def test_a_cache_that_is_swept_keeps_the_newest(tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old bundles go, and what goes is made again."""
+    monkeypatch.setattr("ansible.module_utils.forge.programs.KEPT", 1)
+    one, two = (wheel(tmp_path / version, "shop", version, FILES) for version in ("1.1", "1.2"))
+    bundle = made(desk, one)
+    assert bundle.source
+    os.utime(bundle.source, (1, 1))
+    made(desk, two)
+    assert not bundle.source.exists()
+    assert made(desk, one) == bundle
+
+
+@pytest.mark.parametrize(
+    ("wanted", "lowest"),
+    [
+        ("", "3.11"),
+        (">=3.9", "3.11"),
+        (">=3.12,<4", "3.12"),
+        ("~=3.13.1", "3.13.1"),
+        ("==3.13.*", "3.13"),
+        ("x", "3.11"),
+    ],
+)
+def test_a_lock_begins_at_the_oldest_python_that_it_may_meet(wanted: str, lowest: str) -> None:
+    """So that one lock fits every host."""
+    assert locks._lowest(wanted) == lowest
+
+
+def test_a_refusal_says_all_of_it_by_itself() -> None:
+    """Also where nobody makes a problem of it."""
+    assert str(Refusal("source", "this", "that", "mend it")) == "expected this; found that; mend it"
