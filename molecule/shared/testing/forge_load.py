@@ -539,10 +539,15 @@ class Load:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    async def _begin(self) -> None:
+    async def _prepare(self) -> int:
+        """Store what the requests will ask for; return the event that is downloaded slowly."""
         large = await self._once("POST", "/v1/events", self._event(self._number(), DOWNLOAD_BYTES))
         page = await self._once("GET", "/v1/events?limit=1")
         self._first_cursor = quote(page["cursor"], safe="")
+        return int(large["id"])
+
+    async def _begin(self) -> None:
+        large = await self._prepare()
         if self._extras:
             ready = [asyncio.Event(), asyncio.Event()]
             self.result.followers = {"sse": Follower("sse"), "websocket": Follower("websocket")}
@@ -555,7 +560,7 @@ class Load:
                 for event in ready:
                     await event.wait()
             self._tasks.append(self._loop.create_task(self._again(self._upload)))
-            self._tasks.append(self._loop.create_task(self._again(lambda: self._download(large["id"]))))
+            self._tasks.append(self._loop.create_task(self._again(lambda: self._download(large))))
         self.result.began = time.time()
         self._sweep()
         self._next_due = self._loop.time()
@@ -611,8 +616,7 @@ class Load:
         if self.ending:
             return
         number = self._number()
-        kind = "post" if number % 2 else ("get" if number % 4 and self._latest else "page")
-        request = _Request(number, kind, due, self._latest)
+        request = _Request(number, self._kind(number), due, self._latest)
         self._open[request] = None
         if number // 4 % 2:
             self._wide.rotate()
@@ -621,6 +625,9 @@ class Load:
             self._free.popleft().start(request)
         else:
             self._queue.append(request)
+
+    def _kind(self, number: int) -> str:
+        return "post" if number % 2 else ("get" if number % 4 and self._latest else "page")
 
     def _event(self, number: int, size: int = 0) -> tuple[tuple[tuple[str, str], ...], bytes]:
         body = b'{"type":"load","payload":{"run":"%s","n":%d%s}}' % (
