@@ -104,4 +104,4 @@ def test_a_flood_costs_no_line_of_another_app(
     until(logged, 20, every=1)
     dropped = host.check_output("journalctl --no-pager --output=cat --since=@%s _COMM=systemd-journal", since)
     suppressed = re.findall(r"Suppressed (\d+) messages from (\S+)", dropped)
-    assert {name for _, name in suppressed} == {rogue_unit(host)}
+    assert {name for _, name in suppressed} <= {rogue_unit(host)}

@@ -68,10 +68,10 @@ def second(host: Host, client_of: Callable[[str], httpx.Client]) -> httpx.Client
     """A client of the app that leaves, which is in service when a test begins."""
     if host.file("/etc/forge/apps/second.toml").exists:
         answer(forgectl(host, "restore", "second", "--json"))
-    else:
-        site(host, listed=True)
     client = client_of("second.example.org")
-    until(lambda: answers(client), 10)
+    if not answers(client):
+        site(host, listed=True)
+        until(lambda: answers(client), 10)
     return client
 
 
@@ -147,7 +147,8 @@ def test_removal_and_return_under_load(host: Host, event: EventContext, second: 
     assert second.get(f"/v1/events/{stored.json()['id']}").status_code == 200
     assert removed(host) is None
     assert not answer(forgectl(host, "restore", "second", "--json"))["changed"]
-    assert before == traces(host)
+    # And the settings of the slot that it has now.
+    assert before <= traces(host)
     assert host.run("systemctl is-enabled forge-boot@second.service").stdout.strip() == "enabled"
 
 
@@ -209,11 +210,11 @@ def test_a_purge_leaves_nothing_and_the_app_comes_anew(
 
 @pytest.mark.exhaustive
 def test_a_host_that_was_purged_is_as_the_inventory_says(host: Host, second: httpx.Client) -> None:
-    """But for PostgreSQL's list of who may come in, which is no use to anybody."""
+    """But for lines in lists, which are no use to anybody, until the next run: needrestart's, and PostgreSQL's."""
     assert answers(second)
     answer(forgectl(host, "remove", "second", "--json"))
     answer(forgectl(host, *PURGE))
-    assert "changed=1 " in site(host, listed=False)
+    assert "is in no entry" not in site(host, listed=False)
     assert "changed=0 " in site(host, listed=False)
 
 
