@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from forge import inventory_lint, others, sizing
-from forge.connections import Server
+from forge.connections import Demand, Server
 from host_probe import described
 
 LOCAL = Server("local", 100, "postgresql_max_connections", exporter=2, reserved=5)
@@ -114,7 +114,7 @@ def test_its_memory_and_connections_count() -> None:
     assert "apps.shop.workers" in problem.do
     assert "take old out of service: playbooks/remove.yml" in problem.do
     few = Server("local", 35, "postgresql_max_connections", exporter=2, reserved=5)
-    shop.demand = sizing.Demand("local", 1, 1, 0)
+    shop.demand = Demand("local", 1, 1, 0)
     (problem,) = sizing.choose([shop, *plans], roomy, [few])
     assert "old: 1 hosts x 2 workers x 2 slots x (7 pool_max + 1 listener) = 32" in problem.found
     assert "apps.shop.database.pool_max" in problem.do
