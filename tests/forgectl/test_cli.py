@@ -73,6 +73,12 @@ def test_help_lists_the_exit_codes() -> None:
         assert re.search(rf"^ +{getattr(errors, name)}  ", text, re.MULTILINE), name
 
 
+def test_what_is_not_on_this_host_needs_no_purge() -> None:
+    done = run("purge", "nothing", "--json")
+    assert (done.returncode, json.loads(done.stdout)["changed"]) == (0, False)
+    assert run("remove", "nothing").returncode == errors.REFUSED
+
+
 def test_wrong_usage_is_2() -> None:
     assert run("release", "inbox").returncode == 2
     assert run("nonsense").returncode == 2

@@ -217,7 +217,17 @@ def test_a_restore_killed_at_any_step_goes_on_or_back(served: Callable[[], Serve
 
 
 def test_a_purge_killed_at_any_step_goes_on(served: Callable[[], Served]) -> None:
-    for host in killed(served, Served.remove, Served.purge):
+    whole: list[str] = []
+
+    def removed(host: Served) -> None:
+        host.remove()
+        whole[:] = host.traces()
+
+    for host in killed(served, removed, Served.purge):
+        # Nothing goes before it is written down that it may not come back.
+        if (present := host.state).removed and not set(whole) <= set(host.traces()):
+            assert present.removed
+            assert present.removed.purging
         if removal.is_gone(host.layout):
             continue
         if host.state.removed and host.state.removed.purging and host.layout.description.exists():

@@ -577,3 +577,19 @@ def test_programs_that_are_missing_or_hang() -> None:
     with pytest.raises(forge_certificates.Refused, match="try again later"):
         forge_certificates.run(["sleep", "5"], 0.1)
     assert forge_certificates.run(["sh", "-c", "echo $X; echo y >&2; exit 3"], 5, {"X": "x"}) == (3, "x\ny\n")
+
+
+def test_nobody_looks_after_an_app_that_was_removed(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its challenges would not be answered; once it is back, or its site written anew, it is looked after again."""
+    (first, *_) = NAMES
+    sites = machine.places.root / "etc/nginx/forge"
+    sites.mkdir(parents=True)
+    (sites / f"{first}.conf.removed").touch()
+    machine.source = "acme"
+    machine.do("watch")
+    assert first not in machine.asked()
+    assert set(machine.asked()) == set(NAMES) - {first}
+    assert f"ALERT {first}" not in capsys.readouterr().out
+    (sites / f"{first}.conf").touch()
+    machine.do("watch")
+    assert first in machine.asked()

@@ -16,13 +16,9 @@ from testinfra.host import Host
 
 __all__ = ["event", "ledger", "rate", "say", "site", "source"]
 
-ROGUE, SECOND = "rogue.example.com", "second.example.org"
-Client = Callable[[str], httpx.Client]
-"""What the fixture `client_of` gives."""
-
 
 @pytest.fixture
-def client_of(host: Host) -> Iterator[Client]:
+def client_of(host: Host) -> Iterator[Callable[[str], httpx.Client]]:
     """Make a client of a domain of the host, through Nginx and TLS."""
     trust = ssl.create_default_context(cafile=Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "tls" / "ca.pem")
     address = host.ansible.get_variables()["ansible_host"]
@@ -33,6 +29,6 @@ def client_of(host: Host) -> Iterator[Client]:
 
 
 @pytest.fixture
-def rogue(client_of: Client) -> httpx.Client:
+def rogue(client_of: Callable[[str], httpx.Client]) -> httpx.Client:
     """A client of the app that does what it is told to."""
-    return client_of(ROGUE)
+    return client_of("rogue.example.com")

@@ -501,7 +501,7 @@ def _size(
         "connections": sizing.connection_budgets(everything, servers),
         # By app, of all that the host knows: what was removed may be restored.
         "databases": [databases[name] for name in sorted(databases)],
-        "certificates": dict(
+        "domains": dict(
             sorted(
                 [(name, [entry.get("domain"), *(entry.get("aliases") or [])]) for name, entry in entries.items()]
                 + [(other.name, list(other.domains)) for other in unlisted]

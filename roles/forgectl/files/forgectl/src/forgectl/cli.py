@@ -400,8 +400,11 @@ def purge(name: str, yes_purge: str | None, dry_run: bool, as_json: bool) -> Non
     if as_json:
         _print_json(result)
         return
-    _tell_removal(result, "deleted" if result.changed else "not on this host", dry_run)
-    if result.changed and not dry_run:
+    if not result.changed:
+        click.echo(f"{name}: nothing of it is on this host; nothing to do")
+        return
+    _tell_removal(result, "deleted", dry_run)
+    if not dry_run:
         click.echo("kept:\n" + "\n".join(f"  {each}" for each in result.kept))
 
 
