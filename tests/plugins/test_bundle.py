@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -431,6 +432,13 @@ def test_a_folder_of_the_platforms_own_is_refused(tmp_path: Path, desk: Desk) ->
     """It would be mixed with what is made for a release."""
     source = write(tmp_path / "shop", **{".forge/source.json": "{}"})
     assert "no folder .forge in the source" in refused(made(desk, source, python_path="src"))
+
+
+def test_a_cache_that_cannot_be_written_is_said(desk: Desk) -> None:
+    """With the file that it is about."""
+    desk.cache.write_text("no folder")
+    said = refused(made(desk, "shop==1.0"))
+    assert re.search(r"to read the source and write \S+/cache \| \S+/cache: File exists \| make room, or mend", said)
 
 
 def test_a_cache_that_is_swept_keeps_the_newest(tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,10 @@ def prepare(name: str, entry: Mapping[str, Any], root: Path, desk: Desk, target:
                 _make(name, entry, fetch(origin, target, desk), desk, target, bundle)
     except Refusal as refusal:
         bundle.problems.append(refusal.problem(where))
+    except OSError as error:
+        found = f"{error.filename or desk.cache}: {error.strerror}"
+        do = "make room, or mend its permissions for this user"
+        bundle.problems.append(Problem(f"{where}.source", f"to read the source and write {desk.cache}", found, do))
     return bundle
 
 

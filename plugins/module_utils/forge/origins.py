@@ -45,6 +45,10 @@ class Repository:
     ref: str
     inside: str = "."
 
+    def git(self, *arguments: str | Path, folder: Path) -> str:
+        """Run git for this repository."""
+        return git(*arguments, folder=folder, local=self.url.startswith("file:"))
+
 
 @dataclass(frozen=True)
 class File:
@@ -210,7 +214,7 @@ def _commit(repository: Repository, desk: Desk) -> tuple[str, str]:
     # In pip's order.
     names = [f"refs/heads/{ref}", f"refs/tags/{ref}", ref] if not ref.startswith("refs/") else [ref]
     try:
-        answer = git("ls-remote", "--", url, *names, *(f"{name}^{{}}" for name in names), folder=desk.cache)
+        answer = repository.git("ls-remote", "--", url, *names, *(f"{name}^{{}}" for name in names), folder=desk.cache)
     except Failed as error:
         raise Refusal(
             "source",
@@ -243,15 +247,15 @@ def _this_run() -> str:
 
 def _check_out(repository: Repository, name: str, commit: str, folder: Path) -> None:
     try:
-        git("init", "--quiet", folder, folder=folder)
+        repository.git("init", "--quiet", folder, folder=folder)
         try:
-            git("fetch", "--quiet", "--depth=1", "--no-tags", "--", repository.url, name, folder=folder)
+            repository.git("fetch", "--quiet", "--depth=1", "--no-tags", "--", repository.url, name, folder=folder)
         except Failed:
             # A server need not hand out a commit by its number.
-            git("fetch", "--quiet", "--", repository.url, "+refs/*:refs/fetched/*", folder=folder)
-        git("checkout", "--quiet", "--detach", commit, folder=folder)
+            repository.git("fetch", "--quiet", "--", repository.url, "+refs/*:refs/fetched/*", folder=folder)
+        repository.git("checkout", "--quiet", "--detach", commit, folder=folder)
         if (folder / ".gitmodules").exists():
-            git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1", folder=folder)
+            repository.git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1", folder=folder)
     except Failed as error:
         raise Refusal(
             "source",
