@@ -243,6 +243,9 @@ def test_git_packs_all_that_is_tracked(desk: Desk, repository: Path) -> None:
     (repository / "backend/build/page.html").write_text("x")
     git(repository, "add", "--force", "--all")
     git(repository, "commit", "--quiet", "--message=3")
+    # As the project's own .cache does.
+    git(desk.cache.parent, "init", "--quiet")
+    (desk.cache.parent / ".gitignore").write_text("/cache/\n")
     bundle = made(desk, f"git+{repository.as_uri()}@main#subdirectory=backend", python_path="src")
     assert bundle.source
     with (desk.cache / "archive.tar").open("wb") as file:

@@ -75,9 +75,9 @@ class Distribution:
 
     Attributes:
         requirement: Its line among the requirements, for a package of the index.
-        dependencies: Those of a file, for every environment.
+        dependencies: Those of a file, with their markers.
         python: Its Requires-Python.
-        files: The file that goes along, for a file.
+        file: The file that goes along, for a file.
         tree: What it installs, for a look into it; None when it cannot be had.
     """
 
@@ -342,16 +342,11 @@ def _described(file: Path, tree: Path) -> Distribution:
         raise Refusal("source", f"metadata in {file.name}", "none", "build it again")
     headers = HeaderParser().parsestr(metadata.read_text(encoding="utf-8"))
     return Distribution(
-        dependencies=tuple(line for line in headers.get_all("Requires-Dist") or [] if not _of_an_extra(line)),
+        dependencies=tuple(headers.get_all("Requires-Dist") or []),
         python=headers.get("Requires-Python") or "",
         file=file,
         tree=tree,
     )
-
-
-def _of_an_extra(line: str) -> bool:
-    marker = Requirement(line).marker
-    return marker is not None and re.search(r"\bextra\b", str(marker)) is not None
 
 
 def _from_index(package: Package, target: Target, desk: Desk) -> Fetched:
