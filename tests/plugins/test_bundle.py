@@ -94,7 +94,7 @@ def keep(bundle: Bundle, desk: Desk) -> str:
     assert bundle.resolved
     desk.locks.mkdir(parents=True, exist_ok=True)
     if bundle.resolved != desk.locks / "shop.txt":
-        shutil.copy(bundle.resolved, desk.locks / "shop.txt")
+        shutil.move(bundle.resolved, desk.locks / "shop.txt")
     return str((desk.locks / "shop.txt").read_text())
 
 
@@ -178,6 +178,20 @@ def test_what_was_resolved_is_used_until_its_inputs_change(tmp_path: Path, desk:
     assert said.startswith("apps.shop.lock: ")
     changed = locked(made(desk, source, python_path="src"))
     assert (changed["shop-extra"], changed["packaging"]) == ("1.0", "24.0")
+
+
+def test_who_removes_a_kept_lock_gets_the_newest_versions(tmp_path: Path, desk: Desk) -> None:
+    """And until it is kept, a check and the run after it see the same."""
+    source = write(tmp_path / "shop", lock="fastapi\npackaging\n", manifest=None)
+    desk.locks.mkdir(parents=True)
+    older = LOCK + f"packaging==24.0 {HASH}\n"
+    (desk.locks / "shop.txt").write_text(older)
+    first = made(desk, source, python_path="src")
+    assert made(desk, source, python_path="src").resolved == first.resolved != desk.locks / "shop.txt"
+    assert locked(first)["packaging"] == "24.0"
+    keep(first, desk)
+    (desk.locks / "shop.txt").unlink()
+    assert locked(made(desk, source, python_path="src"))["packaging"] == "25.0"
 
 
 def test_a_linters_options_decide_about_no_dependency(tmp_path: Path, desk: Desk) -> None:
@@ -290,7 +304,7 @@ def test_every_host_of_a_run_gets_the_same_commit(
         ("https://example.com/shop-1.0.whl", "a folder; git+https://", "an address: https://", "write git+"),
         ("shop==1.*", "a package with one version", "shop==1.*", "pin it"),
         ("shop>=1", "a package with one version", "shop>=1", "pin it"),
-        ("shop==9.9", "shop==9.9 in the package index", "there is no version of shop==9.9", "name a version"),
+        ("shop==9.9", "shop==9.9 in the package index", "no version of shop==9.9", "name a version that is there"),
         ("shop==2.0", "Python >=3.14, as its metadata says", "Python 3.13.5 on the host", "choose a version"),
         ("absent==1", "absent==1 in the package index", "not found in the package", "name a version that is there"),
         ("none.whl", "a file on the control machine", "no file at", "correct `source`"),

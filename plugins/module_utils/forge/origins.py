@@ -354,22 +354,18 @@ def _from_index(package: Package, target: Target, desk: Desk) -> Fetched:
     minor = ".".join(target.python.split(".")[:2])
     folder = desk.cache / "packages" / f"{package.name}-{package.version}-{minor}-{target.machine}"
     bare = f"{package.name}=={package.version}"
+    record = {"kind": "package", "name": package.name, "version": package.version}
     if not used(folder):
         platform = f"{target.machine}-unknown-linux-gnu"
         with desk.filling(folder) as made:
             try:
                 desk.uv(
-                    *("pip", "install", "--no-deps", "--target", made),
+                    *("pip", "install", "--no-deps", "--only-binary=:all:", "--target", made),
                     *("--python-version", target.python, "--python-platform", platform, bare),
                 )
-            except Failed as error:
-                raise Refusal(
-                    "source",
-                    f"{bare} in the package index, for Python {target.python} on {target.machine}",
-                    str(error),
-                    "name a version that is there and runs on the host's Python, or choose another distribution",
-                ) from None
-    record = {"kind": "package", "name": package.name, "version": package.version}
+            except Failed:
+                # There is no wheel, or no such version; which of them its lock will tell.
+                return Fetched(record, distribution=Distribution(package.requirement))
     metadata = next(folder.glob("*.dist-info/METADATA"), None)
     python = (HeaderParser().parsestr(metadata.read_text("utf-8")).get("Requires-Python") or "") if metadata else ""
     return Fetched(record, distribution=Distribution(package.requirement, python=python, tree=folder))
