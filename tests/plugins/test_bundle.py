@@ -234,6 +234,28 @@ def test_credentials_in_a_lock_are_refused(tmp_path: Path, desk: Desk) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (
+            "git+ssh://git@git.example.com/team/shop.git@v1#subdirectory=backend/",
+            origins.Repository("ssh://git@git.example.com/team/shop.git", "v1", "backend"),
+        ),
+        (
+            "git+https://git.example.com:8443/shop.git@feature/x",
+            origins.Repository("https://git.example.com:8443/shop.git", "feature/x"),
+        ),
+        ("Shop_Web [b, A] == 1.0.0", origins.Package("shop-web", "1.0.0", "shop-web[A,b]==1.0.0")),
+        ("apps/shop", origins.Folder(Path("/project/apps/shop"))),
+        ("/srv/shop", origins.Folder(Path("/srv/shop"))),
+        ("../shop==1/app", origins.Folder(Path("/shop==1/app"))),
+    ],
+)
+def test_what_an_entry_means(text: str, meant: origins.Origin) -> None:
+    """Before anything is fetched; what is none of the others is a folder, which need not be there."""
+    assert origins.parse(text, Path("/project")) == meant
+
+
 @pytest.mark.parametrize("ref", ["main", "v1", "stable", "refs/tags/v1", "a commit"])
 def test_git(desk: Desk, repository: Path, ref: str) -> None:
     """A branch, a tag or a commit: what is released is a commit, and the record names it."""

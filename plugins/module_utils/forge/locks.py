@@ -25,10 +25,11 @@ from .programs import Desk, Failed, used
 from .source_files import list_files
 
 TEXT, MANIFEST = "requirements.txt", "pyproject.toml"
-# Locks of other tools, each of which is exported by its own. `make test` holds that these versions work.
+# Locks of other tools, each of which is exported by its own, in versions that work together.
 _UV, _POETRY, _PDM = "uv.lock", "poetry.lock", "pdm.lock"
-_POETRY_TOOLS = ("--from", "poetry==2.5.1", "--with", "poetry-plugin-export==1.10.1", "poetry")
-_PDM_TOOLS = ("--from", "pdm==2.29.3", "pdm")
+_EXPORTERS = Path(__file__).with_name("exporters.txt")
+_POETRY_TOOLS = ("--from", "poetry", "--with", "poetry-plugin-export", "poetry")
+_PDM_TOOLS = ("--from", "pdm", "pdm")
 # The oldest Python of a supported distribution, and those that a lock has to fit.
 _OLDEST = "3.11"
 _PYTHONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
@@ -185,7 +186,7 @@ def _by_its_tool(name: str, desk: Desk, folder: Path) -> str:
         arguments = [*_POETRY_TOOLS, "export", "--format=requirements.txt", "--no-interaction", "--output=exported.txt"]
     else:
         arguments = [*_PDM_TOOLS, "export", "--prod", "--format=requirements", "--no-extras", "--output=exported.txt"]
-    desk.uv("tool", "run", *arguments, folder=folder)
+    desk.uv("tool", "run", "--constraints", _EXPORTERS, *arguments, folder=folder)
     return (folder / "exported.txt").read_text()
 
 
