@@ -78,15 +78,19 @@ class ActionModule(ActionBase):  # type: ignore[misc]
 
 
 def _keep(resolved: Path, kept: Path) -> None:
-    content = resolved.read_bytes()
-    if kept.is_file() and kept.read_bytes() == content:
+    """Move what was resolved to where it is kept: who removes it there wants another."""
+    if resolved == kept:
         return
+    try:
+        content = resolved.read_bytes()
+    except FileNotFoundError:
+        return  # The run of another host was faster.
     kept.parent.mkdir(parents=True, exist_ok=True)
-    # The runs of several hosts write the same.
     with tempfile.NamedTemporaryFile(dir=kept.parent, prefix=".", delete=False) as file:
         file.write(content)
     Path(file.name).chmod(0o644)
     Path(file.name).replace(kept)
+    resolved.unlink(missing_ok=True)
 
 
 def _failure(message: str) -> dict[str, Any]:

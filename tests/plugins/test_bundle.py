@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def keep(bundle: Bundle, desk: Desk) -> str:
     assert bundle.resolved
     desk.locks.mkdir(parents=True, exist_ok=True)
     if bundle.resolved != desk.locks / "shop.txt":
-        shutil.copy(bundle.resolved, desk.locks / "shop.txt")
+        shutil.move(bundle.resolved, desk.locks / "shop.txt")
     return str((desk.locks / "shop.txt").read_text())
 
 
@@ -179,6 +180,20 @@ def test_what_was_resolved_is_used_until_its_inputs_change(tmp_path: Path, desk:
     assert (changed["shop-extra"], changed["packaging"]) == ("1.0", "24.0")
 
 
+def test_who_removes_a_kept_lock_gets_the_newest_versions(tmp_path: Path, desk: Desk) -> None:
+    """And until it is kept, a check and the run after it see the same."""
+    source = write(tmp_path / "shop", lock="fastapi\npackaging\n", manifest=None)
+    desk.locks.mkdir(parents=True)
+    older = LOCK + f"packaging==24.0 {HASH}\n"
+    (desk.locks / "shop.txt").write_text(older)
+    first = made(desk, source, python_path="src")
+    assert made(desk, source, python_path="src").resolved == first.resolved != desk.locks / "shop.txt"
+    assert locked(first)["packaging"] == "24.0"
+    keep(first, desk)
+    (desk.locks / "shop.txt").unlink()
+    assert locked(made(desk, source, python_path="src"))["packaging"] == "25.0"
+
+
 def test_a_linters_options_decide_about_no_dependency(tmp_path: Path, desk: Desk) -> None:
     """So a change of them resolves nothing."""
     source = write(tmp_path / "shop", lock=None)
@@ -219,6 +234,28 @@ def test_credentials_in_a_lock_are_refused(tmp_path: Path, desk: Desk) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (
+            "git+ssh://git@git.example.com/team/shop.git@v1#subdirectory=backend/",
+            origins.Repository("ssh://git@git.example.com/team/shop.git", "v1", "backend"),
+        ),
+        (
+            "git+https://git.example.com:8443/shop.git@feature/x",
+            origins.Repository("https://git.example.com:8443/shop.git", "feature/x"),
+        ),
+        ("Shop_Web [b, A] == 1.0.0", origins.Package("shop-web", "1.0.0", "shop-web[A,b]==1.0.0")),
+        ("apps/shop", origins.Folder(Path("/project/apps/shop"))),
+        ("/srv/shop", origins.Folder(Path("/srv/shop"))),
+        ("../shop==1/app", origins.Folder(Path("/shop==1/app"))),
+    ],
+)
+def test_what_an_entry_means(text: str, meant: origins.Origin) -> None:
+    """Before anything is fetched; what is none of the others is a folder, which need not be there."""
+    assert origins.parse(text, Path("/project")) == meant
+
+
 @pytest.mark.parametrize("ref", ["main", "v1", "stable", "refs/tags/v1", "a commit"])
 def test_git(desk: Desk, repository: Path, ref: str) -> None:
     """A branch, a tag or a commit: what is released is a commit, and the record names it."""
@@ -242,6 +279,9 @@ def test_git_packs_all_that_is_tracked(desk: Desk, repository: Path) -> None:
     (repository / "backend/build/page.html").write_text("x")
     git(repository, "add", "--force", "--all")
     git(repository, "commit", "--quiet", "--message=3")
+    # As the project's own .cache does.
+    git(desk.cache.parent, "init", "--quiet")
+    (desk.cache.parent / ".gitignore").write_text("/cache/\n")
     bundle = made(desk, f"git+{repository.as_uri()}@main#subdirectory=backend", python_path="src")
     assert bundle.source
     with (desk.cache / "archive.tar").open("wb") as file:
@@ -286,7 +326,7 @@ def test_every_host_of_a_run_gets_the_same_commit(
         ("https://example.com/shop-1.0.whl", "a folder; git+https://", "an address: https://", "write git+"),
         ("shop==1.*", "a package with one version", "shop==1.*", "pin it"),
         ("shop>=1", "a package with one version", "shop>=1", "pin it"),
-        ("shop==9.9", "shop==9.9 in the package index", "there is no version of shop==9.9", "name a version"),
+        ("shop==9.9", "shop==9.9 in the package index", "no version of shop==9.9", "name a version that is there"),
         ("shop==2.0", "Python >=3.14, as its metadata says", "Python 3.13.5 on the host", "choose a version"),
         ("absent==1", "absent==1 in the package index", "not found in the package", "name a version that is there"),
         ("none.whl", "a file on the control machine", "no file at", "correct `source`"),
@@ -431,6 +471,13 @@ def test_a_folder_of_the_platforms_own_is_refused(tmp_path: Path, desk: Desk) ->
     """It would be mixed with what is made for a release."""
     source = write(tmp_path / "shop", **{".forge/source.json": "{}"})
     assert "no folder .forge in the source" in refused(made(desk, source, python_path="src"))
+
+
+def test_a_cache_that_cannot_be_written_is_said(desk: Desk) -> None:
+    """With the file that it is about."""
+    desk.cache.write_text("no folder")
+    said = refused(made(desk, "shop==1.0"))
+    assert re.search(r"to read the source and write \S+/cache \| \S+/cache: File exists \| make room, or mend", said)
 
 
 def test_a_cache_that_is_swept_keeps_the_newest(tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,29 @@ def test_the_action_as_a_task_runs_it(tmp_path: Path) -> None:
     assert subprocess.check_output(["sha256sum", done["path"]], text=True).split()[0] == done["digest"]
 
 
+def test_the_action_lays_additions_over_a_source_and_keeps_its_lock(tmp_path: Path) -> None:
+    """What was resolved is moved to where it is kept, by a run and not by a check."""
+    source, additions = write(tmp_path / "shop"), write(tmp_path / "more", app=None, lock="x\n", manifest=None)
+    resolved, kept = tmp_path / "resolved.txt", tmp_path / "inventory/locks/shop.txt"
+    resolved.write_text("pins\n")
+    task: dict[str, object] = {"source": str(source), "cache_dir": str(tmp_path / "cache"), "additions": str(additions)}
+    task["lock"] = {"resolved": str(resolved), "keep": str(kept)}
+    play = [{"hosts": "localhost", "gather_facts": False, "tasks": [{"source_archive": task, "check_mode": False}]}]
+    (tmp_path / "play.yml").write_text(json.dumps(play))
+    for options, is_kept in ((["--check"], False), ([], True), ([], True)):
+        command = ["ansible-playbook", f"{tmp_path}/play.yml", *options]
+        subprocess.run(command, cwd=ROOT, env=os.environ | {"ANSIBLE_STRATEGY": "linear"}, check=True)
+        assert (kept.is_file(), resolved.is_file()) == (is_kept, not is_kept)
+    assert kept.read_text() == "pins\n"
+    assert kept.stat().st_mode & 0o777 == 0o644
+    (path,) = (tmp_path / "cache").iterdir()
+    with tarfile.open(path) as archive:
+        assert len(archive.getnames()) == len(set(archive.getnames()))
+        lock = archive.extractfile("requirements.txt")
+        assert lock
+        assert lock.read() == b"x\n"
+
+
 def test_the_digest_depends_on_content_alone(tmp_path: Path) -> None:
     """Not on times, owners, the order of creation, the umask, or where it lies."""
     one = write(tmp_path / "one")

@@ -59,6 +59,7 @@ CHANGED: dict[str, Any] = {
     "module": "shop.main:create_app('x')",
     "python_path": "./src",
     "lock": "locks/production.txt",
+    "build_packages": ["libpq-dev"],
     "environment": "staging",
     "settings": {"HARD": HARD, "NUMBER": 5, "FLAG": False},
     "settings_prefix": "SHOP_",

@@ -35,6 +35,7 @@ NOT_OVERRIDDEN = {
     "ready_path": "fixed by the app",
     "metrics_path": "fixed by the app",
     "lock": "the app has one",
+    "build_packages": "all it needs is built already; scenario sources",
     "module": "the app has one",
     "static": "the app has none; scenario edge",
     "nginx_http3": "Debian 12 has none; scenario edge",

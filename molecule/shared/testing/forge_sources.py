@@ -124,7 +124,7 @@ def relock(folder: Path, kind: str) -> None:
         text += "\n[package.dependencies]\n" + "".join(f'{name} = "*"\n' for name in wanted) + "\n"
     if kind == "poetry":
         ask = "from poetry.factory import Factory; print(Factory().create_poetry('.').locker._get_content_hash())"
-        command = [UV, "tool", "run", "--quiet", "--from", "poetry==2.5.1", "python", "-c", ask]
+        command = [str(UV), "tool", "run", "--quiet", "--from", "poetry==2.5.1", "python", "-c", ask]
         digest = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
         text += f'[metadata]\nlock-version = "2.1"\npython-versions = ">=3.11"\ncontent-hash = "{digest}"\n'
     (folder / f"{kind}.lock").write_text(text)

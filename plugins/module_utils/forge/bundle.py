@@ -64,6 +64,10 @@ def prepare(name: str, entry: Mapping[str, Any], root: Path, desk: Desk, target:
                 _make(name, entry, fetch(origin, target, desk), desk, target, bundle)
     except Refusal as refusal:
         bundle.problems.append(refusal.problem(where))
+    except OSError as error:
+        found = f"{error.filename or desk.cache}: {error.strerror}"
+        do = "make room, or mend its permissions for this user"
+        bundle.problems.append(Problem(f"{where}.source", f"to read the source and write {desk.cache}", found, do))
     return bundle
 
 
@@ -81,7 +85,10 @@ def _make(name: str, entry: Mapping[str, Any], found: Fetched, desk: Desk, targe
         made = locks.of_folder(name, found.folder, found.whole, entry["lock"], desk)
         beside = (found.folder / made.file).with_name(locks.MANIFEST)
         manifest = beside if beside.is_file() else found.folder / locks.MANIFEST
-    again = f"write it anew with {locks.command(made.file)}" if made.file else f"remove {desk.locks / name}.txt"
+    again = f"write it anew with {locks.command(made.file)}" if made.file else ""
+    if made.resolved is not None:
+        kept = f"remove {desk.locks / name}.txt if somebody edited it"
+        again = f"{again}, or {kept}" if again else kept
     bundle.problems += lock.check(made.text, made.file or "the lock", again, target, where, manifest)
     if made.warning:
         bundle.warnings.append(f"{where}: {made.warning}; {_where_kept(name, desk)}")

@@ -25,10 +25,11 @@ from .programs import Desk, Failed, used
 from .source_files import list_files
 
 TEXT, MANIFEST = "requirements.txt", "pyproject.toml"
-# Locks of other tools, each of which is exported by its own. `make test` holds that these versions work.
+# Locks of other tools, each of which is exported by its own, in versions that work together.
 _UV, _POETRY, _PDM = "uv.lock", "poetry.lock", "pdm.lock"
-_POETRY_TOOLS = ("--from", "poetry==2.5.1", "--with", "poetry-plugin-export==1.10.1", "poetry")
-_PDM_TOOLS = ("--from", "pdm==2.29.3", "pdm")
+_EXPORTERS = Path(__file__).with_name("exporters.txt")
+_POETRY_TOOLS = ("--from", "poetry", "--with", "poetry-plugin-export", "poetry")
+_PDM_TOOLS = ("--from", "pdm", "pdm")
 # The oldest Python of a supported distribution, and those that a lock has to fit.
 _OLDEST = "3.11"
 _PYTHONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
@@ -37,6 +38,8 @@ _DECIDING = ("dependencies", "requires-python", "dynamic", "optional-dependencie
 # Part of what a resolved lock was made from: another number resolves all of them anew.
 _FORMAT = 1
 _INPUTS = "# Inputs: "
+# Files that are laid beside a copy of the app's.
+_PLATFORM, _CONSTRAINTS, _LOCKED, _APP = "forge-platform.in", "forge-pins.txt", "forge-locked.txt", "app.in"
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def of_folder(app: str, folder: Path, whole: bool, wanted: str, desk: Desk) -> L
         raise Refusal("lock", f"a lock at {path}", "no such file", f"write it with {command(file)}, or correct `lock`")
     work = Work(app, desk, folder, whole, _from_python(folder))
     if path.name in (_UV, _POETRY, _PDM):
-        return _with_servers(work, file, _exported(path, desk), "")
+        return _with_servers(work, file, _exported(path, desk))
     if path.suffix == ".toml":
         warning = f"{file} alone does not say which versions the app was tested with"
         return _resolved(work, file, [file], _inputs_of_manifest(path), warning)
@@ -94,7 +97,7 @@ def of_folder(app: str, folder: Path, whole: bool, wanted: str, desk: Desk) -> L
     if shape := secret_scan.shape(text):
         raise Refusal("lock", "a lock without credentials", f"{shape} in {file}", "take it out and revoke it")
     if is_hashed(text):
-        lock = _with_servers(work, file, text, "")
+        lock = _with_servers(work, file, text)
         return lock if lock.resolved else Lock(file, text, own=True)
     inputs = {name: each.read_text(errors="replace") for name, each in _included(folder, path)}
     return _resolved(work, file, [file], inputs, f"{file} has no hashes, so it does not say what was tested")
@@ -111,7 +114,7 @@ def of_distribution(app: str, found: Distribution, target: Target, desk: Desk) -
         )
     work = Work(app, desk, None, True, _lowest(found.python))
     wanted = [found.requirement] if found.requirement else [*found.dependencies]
-    return _resolved(work, "", ["app.in"], {"app.in": "".join(f"{line}\n" for line in wanted)}, "")
+    return _resolved(work, "", [_APP], {_APP: "".join(f"{line}\n" for line in wanted)}, "")
 
 
 def is_hashed(text: str) -> bool:
@@ -156,7 +159,14 @@ def _exported(path: Path, desk: Desk) -> str:
     try:
         if path.name == _UV:
             text = desk.uv(
-                *("export", "--frozen", "--no-dev", "--no-emit-project", "--no-header", "--format=requirements.txt"),
+                *(
+                    "export",
+                    "--frozen",
+                    "--no-default-groups",
+                    "--no-emit-project",
+                    "--no-header",
+                    "--format=requirements.txt",
+                ),
                 folder=folder,
             )
         else:
@@ -176,44 +186,46 @@ def _by_its_tool(name: str, desk: Desk, folder: Path) -> str:
         arguments = [*_POETRY_TOOLS, "export", "--format=requirements.txt", "--no-interaction", "--output=exported.txt"]
     else:
         arguments = [*_PDM_TOOLS, "export", "--prod", "--format=requirements", "--no-extras", "--output=exported.txt"]
-    desk.uv("tool", "run", *arguments, folder=folder)
+    desk.uv("tool", "run", "--constraints", _EXPORTERS, *arguments, folder=folder)
     return (folder / "exported.txt").read_text()
 
 
-def _with_servers(work: Work, file: str, base: str, warning: str) -> Lock:
+def _with_servers(work: Work, file: str, base: str) -> Lock:
     """Return a complete lock, with what the platform needs added where it lacks that; all of its own pins hold."""
     pins, _ = parse(base)
     missing = [name for name in SERVER_PACKAGES if not _covered(name, pins)]
     if not missing:
-        return Lock(file, base, warning=warning)
+        return Lock(file, base)
     constraints = "".join(f"{pin.requirement}\n" for pin in pins)
-    inputs = {"platform.in": "".join(f"{name}\n" for name in missing), "base.txt": base}
+    inputs = {_PLATFORM: "".join(f"{name}\n" for name in missing), "base.txt": base}
 
     def compiled(folder: Path) -> str:
-        (folder / "constraints.txt").write_text(constraints)
-        added = _compile(work, folder, ["platform.in", "--constraint=constraints.txt"], inputs)
+        (folder / _CONSTRAINTS).write_text(constraints)
+        added = _compile(work, folder, [_PLATFORM, f"--constraint={_CONSTRAINTS}"], inputs)
         more = "".join(block for name, block in _blocks(added) if not _covered(name, pins))
         return f"{base.rstrip()}\n# What the platform serves it with.\n{more}"
 
     expected = f"{', '.join(missing)} beside the app's own versions"
-    return _kept(work, file, inputs, warning, compiled, expected)
+    return _kept(work, file, inputs, "", compiled, expected)
 
 
 def _resolved(work: Work, file: str, names: list[str], inputs: Mapping[str, str], warning: str) -> Lock:
     """Return a lock that is resolved from requirements, together with what the platform needs."""
-    servers = {"platform.in": "".join(f"{name}\n" for name in SERVER_PACKAGES)}
+    servers = {_PLATFORM: "".join(f"{name}\n" for name in SERVER_PACKAGES)}
 
     def compiled(folder: Path) -> str:
-        return _compile(work, folder, [*names, "platform.in"], {**inputs, **servers})
+        return _compile(work, folder, [*names, _PLATFORM], {**inputs, **servers})
 
-    expected = f"versions that fit {file or 'its dependencies'} on Python {work.python} and newer"
+    wanted = file or inputs[_APP].replace("\n", ", ").rstrip(", ")
+    expected = f"{wanted} in the package index, and all that it needs, for Python {work.python} and newer"
     return _kept(work, file, {**inputs, **servers}, warning, compiled, expected)
 
 
 def _kept(work: Work, file: str, inputs: Mapping[str, str], warning: str, compiled: Any, expected: str) -> Lock:
     """Return what was resolved from the same inputs before, beside the inventory or in the cache; else resolve."""
     digest = _digest({**inputs, "": f"{_FORMAT} {work.python}"})
-    cached = work.desk.cache / "locks" / f"{digest}.txt"
+    # From a check to the run that keeps it.
+    cached = work.desk.cache / "locks" / f"{work.app}-{digest}.txt"
     kept = work.kept.read_text() if work.kept.is_file() else ""
     if f"{_INPUTS}{digest}\n" in kept:
         return Lock(file, kept, resolved=work.kept, warning=warning)
@@ -222,7 +234,9 @@ def _kept(work: Work, file: str, inputs: Mapping[str, str], warning: str, compil
             try:
                 text = compiled(folder)
             except Failed as error:
-                do = "mend the requirement that it names, or give the app a lock" if file else "choose another version"
+                do = "mend the requirement that it names, or give the app a lock"
+                if not file:
+                    do = "name a version that is there and runs on the host's Python, or choose another distribution"
                 raise Refusal("lock" if file else "source", expected, str(error), do) from None
         header = (
             f"# What apps.{work.app} installs, resolved{f' from {file}' if file else ''}: commit this file, so that "
@@ -238,7 +252,7 @@ def _compile(work: Work, folder: Path, arguments: list[str], inputs: Mapping[str
     for name, content in inputs.items():
         if not (folder / name).exists():
             (folder / name).write_text(content)
-    out = folder / "forge-locked.txt"
+    out = folder / _LOCKED
     if work.kept.is_file():
         # uv keeps the versions that it finds in its output.
         shutil.copyfile(work.kept, out)

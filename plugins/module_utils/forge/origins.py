@@ -45,6 +45,10 @@ class Repository:
     ref: str
     inside: str = "."
 
+    def git(self, *arguments: str | Path, folder: Path) -> str:
+        """Run git for this repository."""
+        return git(*arguments, folder=folder, local=self.url.startswith("file:"))
+
 
 @dataclass(frozen=True)
 class File:
@@ -71,9 +75,9 @@ class Distribution:
 
     Attributes:
         requirement: Its line among the requirements, for a package of the index.
-        dependencies: Those of a file, for every environment.
+        dependencies: Those of a file, with their markers.
         python: Its Requires-Python.
-        files: The file that goes along, for a file.
+        file: The file that goes along, for a file.
         tree: What it installs, for a look into it; None when it cannot be had.
     """
 
@@ -210,7 +214,7 @@ def _commit(repository: Repository, desk: Desk) -> tuple[str, str]:
     # In pip's order.
     names = [f"refs/heads/{ref}", f"refs/tags/{ref}", ref] if not ref.startswith("refs/") else [ref]
     try:
-        answer = git("ls-remote", "--", url, *names, *(f"{name}^{{}}" for name in names), folder=desk.cache)
+        answer = repository.git("ls-remote", "--", url, *names, *(f"{name}^{{}}" for name in names), folder=desk.cache)
     except Failed as error:
         raise Refusal(
             "source",
@@ -243,15 +247,15 @@ def _this_run() -> str:
 
 def _check_out(repository: Repository, name: str, commit: str, folder: Path) -> None:
     try:
-        git("init", "--quiet", folder, folder=folder)
+        repository.git("init", "--quiet", folder, folder=folder)
         try:
-            git("fetch", "--quiet", "--depth=1", "--no-tags", "--", repository.url, name, folder=folder)
+            repository.git("fetch", "--quiet", "--depth=1", "--no-tags", "--", repository.url, name, folder=folder)
         except Failed:
             # A server need not hand out a commit by its number.
-            git("fetch", "--quiet", "--", repository.url, "+refs/*:refs/fetched/*", folder=folder)
-        git("checkout", "--quiet", "--detach", commit, folder=folder)
+            repository.git("fetch", "--quiet", "--", repository.url, "+refs/*:refs/fetched/*", folder=folder)
+        repository.git("checkout", "--quiet", "--detach", commit, folder=folder)
         if (folder / ".gitmodules").exists():
-            git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1", folder=folder)
+            repository.git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1", folder=folder)
     except Failed as error:
         raise Refusal(
             "source",
@@ -338,16 +342,11 @@ def _described(file: Path, tree: Path) -> Distribution:
         raise Refusal("source", f"metadata in {file.name}", "none", "build it again")
     headers = HeaderParser().parsestr(metadata.read_text(encoding="utf-8"))
     return Distribution(
-        dependencies=tuple(line for line in headers.get_all("Requires-Dist") or [] if not _of_an_extra(line)),
+        dependencies=tuple(headers.get_all("Requires-Dist") or []),
         python=headers.get("Requires-Python") or "",
         file=file,
         tree=tree,
     )
-
-
-def _of_an_extra(line: str) -> bool:
-    marker = Requirement(line).marker
-    return marker is not None and re.search(r"\bextra\b", str(marker)) is not None
 
 
 def _from_index(package: Package, target: Target, desk: Desk) -> Fetched:
@@ -355,22 +354,18 @@ def _from_index(package: Package, target: Target, desk: Desk) -> Fetched:
     minor = ".".join(target.python.split(".")[:2])
     folder = desk.cache / "packages" / f"{package.name}-{package.version}-{minor}-{target.machine}"
     bare = f"{package.name}=={package.version}"
+    record = {"kind": "package", "name": package.name, "version": package.version}
     if not used(folder):
         platform = f"{target.machine}-unknown-linux-gnu"
         with desk.filling(folder) as made:
             try:
                 desk.uv(
-                    *("pip", "install", "--no-deps", "--target", made),
+                    *("pip", "install", "--no-deps", "--only-binary=:all:", "--target", made),
                     *("--python-version", target.python, "--python-platform", platform, bare),
                 )
-            except Failed as error:
-                raise Refusal(
-                    "source",
-                    f"{bare} in the package index, for Python {target.python} on {target.machine}",
-                    str(error),
-                    "name a version that is there and runs on the host's Python, or choose another distribution",
-                ) from None
-    record = {"kind": "package", "name": package.name, "version": package.version}
+            except Failed:
+                # There is no wheel, or no such version; which of them its lock will tell.
+                return Fetched(record, distribution=Distribution(package.requirement))
     metadata = next(folder.glob("*.dist-info/METADATA"), None)
     python = (HeaderParser().parsestr(metadata.read_text("utf-8")).get("Requires-Python") or "") if metadata else ""
     return Fetched(record, distribution=Distribution(package.requirement, python=python, tree=folder))

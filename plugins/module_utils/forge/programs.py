@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from pathlib import Path
 
 # A repository or an index that does not answer must not hang a run; a native build takes minutes.
 PATIENCE_SECONDS = 600
-KEPT = 20
+# What nobody used for a day goes, but for the newest: a run may have more apps than that.
+KEPT, KEPT_SECONDS = 20, 24 * 3600
 _LONGEST_WORDS = 600
 # What a hook of git sets for its own repository.
 _OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX")
@@ -82,14 +84,20 @@ class Desk:
         return _run([Path(sys.executable).parent / "uv", "--quiet", *arguments], environment, folder or self.cache)
 
 
-def git(*arguments: str | Path, folder: Path) -> str:
+def git(*arguments: str | Path, folder: Path, local: bool = False) -> str:
     """Run git, which asks nobody for a password: its own credential helpers and keys have to do.
+
+    Only what is `local` itself may lead to files of this machine, by a submodule for example.
 
     Raises:
         Failed: it did.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
-    environment |= {"GIT_TERMINAL_PROMPT": "0", "GIT_ALLOW_PROTOCOL": "https:ssh:file", "LC_ALL": "C.UTF-8"}
+    environment |= {
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ALLOW_PROTOCOL": "file" if local else "https:ssh",
+        "LC_ALL": "C.UTF-8",
+    }
     environment.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
     return _run(["git", *arguments], environment, folder)
 
@@ -124,12 +132,14 @@ def used(path: Path) -> bool:
 
 
 def prune(folder: Path) -> None:
-    """Remove all but the newest things in a folder of the cache."""
+    """Remove what is old in a folder of the cache."""
     ages = []
     for path in folder.iterdir():
         with suppress(FileNotFoundError):
             ages.append((path.stat().st_mtime, path))
-    for _, path in sorted(ages, reverse=True)[KEPT:]:
+    for age, path in sorted(ages, reverse=True)[KEPT:]:
+        if age > time.time() - KEPT_SECONDS:
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
