@@ -54,7 +54,8 @@ class Names:
         elif isinstance(statement, ast.Assign):
             for target in statement.targets:
                 for node in ast.walk(target):
-                    if isinstance(node, ast.Name):
+                    # `app.state.pool = None` binds no name.
+                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                         self.bound[node.id] = statement.value if node is target else statement
         elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
             self.bound[statement.target.id] = statement.value

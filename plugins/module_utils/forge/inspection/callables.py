@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .codebase import Codebase, Module, is_generator, own_nodes
+from .codebase import Codebase, Module, is_generator, own_nodes, run_at_import
 
 FRAMEWORKS = {
     "fastapi.FastAPI": "FastAPI",
@@ -280,11 +280,15 @@ def _mounted(code: Codebase, found: list[Callable]) -> set[str]:
     apps = {f"{one.module}.{one.name}": f"{one.module}:{one.name}" for one in found}
     inside = set()
     for module in code.of_the_app():
+        imported = set(module.aliases)
+        top = {id(node) for node in run_at_import(module.tree)}
         for call in module.calls:
             mounts = call.name.endswith(".mount") and isinstance(call.node.func, ast.Attribute)
             if mounts or call.name.endswith("routing.Mount"):
                 part = call.argument(1, "app")
                 name = module.full_name(part, follow=False) if part is not None else ""
-                if name in apps:
+                # In a function the name may be one of its own.
+                known = id(call.node) in top or getattr(part, "id", "") in imported
+                if name in apps and known:
                     inside.add(apps[name])
     return inside

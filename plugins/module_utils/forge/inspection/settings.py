@@ -30,7 +30,11 @@ _NOT_OF_THE_APP = re.compile(
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL = re.compile(r"(?:^|_)(?:DATABASE|DB|POSTGRES(?:QL)?|PG|SQLALCHEMY)\w*?_?(?:URL|URI|DSN)$|^DSN$", re.IGNORECASE)
-_WITH_CREDENTIALS = re.compile(r"(?:^|_)(?:DSN|URL|URI)$", re.IGNORECASE)
+_WITH_CREDENTIALS = re.compile(
+    r"(?:^|_)(?:DATABASE|DB|PG|POSTGRES\w*|MYSQL|MONGO\w*|REDIS|BROKER|CELERY\w*|AMQP|RABBIT\w*|SMTP|CACHE|QUEUE)\w*?"
+    r"_?(?:DSN|URL|URI)$",
+    re.IGNORECASE,
+)
 _DEEPEST = 5
 
 
@@ -282,6 +286,7 @@ def _nested(code: Codebase, field: _Field) -> tuple[Module, ast.ClassDef] | None
 
 def _reads(module: Module) -> Iterator[Setting]:
     """Yield what is read without a class: os.environ, os.getenv, and the callables of small libraries."""
+    guarded = _guarded(module)
     for node in ast.walk(module.tree):
         if (
             isinstance(node, ast.Subscript)
@@ -289,7 +294,7 @@ def _reads(module: Module) -> Iterator[Setting]:
             and module.full_name(node.value) == "os.environ"
             and (name := text(node.slice))
         ):
-            yield _read(name, True, None, f"{module.file}:{node.lineno}", "os.environ")
+            yield _read(name, name not in guarded, None, f"{module.file}:{node.lineno}", "os.environ")
     for call in module.calls:
         name = text(call.argument(0, "key"))
         if not name:
@@ -312,6 +317,23 @@ def _reads(module: Module) -> Iterator[Setting]:
             )
 
 
+def _guarded(module: Module) -> set[str]:
+    """Return the variables that the module looks for before it takes them, or does without."""
+    found = set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Compare) and any(isinstance(operator, (ast.In, ast.NotIn)) for operator in node.ops):
+            found.add(text(node.left))
+        elif isinstance(node, ast.Call) and module.full_name(node.func) in _GETTERS and node.args:
+            found.add(text(node.args[0]))
+        elif isinstance(node, ast.Try) and any(
+            "KeyError" in ast.unparse(one.type) for one in node.handlers if one.type
+        ):
+            found |= {
+                text(inner.slice) for part in node.body for inner in ast.walk(part) if isinstance(inner, ast.Subscript)
+            }
+    return {name for name in found if name}
+
+
 def _is_config(name: str) -> bool:
     base = re.sub(r"\(\).*$", "", name)
     if base not in _CONFIGS:
@@ -325,5 +347,5 @@ def _read(name: str, required: bool, default: Any, where: str, reader: str) -> S
 
 
 def may_hold_credentials(setting: Setting) -> bool:
-    """Tell whether a setting is a URL, which may carry a password."""
+    """Tell whether a setting is the URL of a server that asks for a password as a rule."""
     return bool(_WITH_CREDENTIALS.search(setting.name)) or setting.kind.endswith("Dsn")
