@@ -140,7 +140,7 @@ class Codebase:
     """All modules below one folder of `sys.path`."""
 
     def __init__(self, source: Path, root: Path, shipped: list[str]) -> None:
-        self.source, self.root = source, root
+        self.source, self.root, self.shipped = source, root, shipped
         self.broken: dict[str, str] = {}
         """Files that are no valid Python, with the reason."""
         self._parsed: dict[str, Module | None] = {}
