@@ -39,6 +39,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["maintenance"],
         ["status"],
         ["logs"],
+        ["inspect"],
         ["secrets", "enrol"],
         ["secrets", "check"],
         ["secrets", "rotate"],
