@@ -8,7 +8,6 @@ included. What can't be done that way is refused, with the entry to be put there
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import tempfile
@@ -46,7 +45,7 @@ class Place:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Inspect, write, and say what is left to do; 0 when the entry was written, 1 when it was not, 2 for wrong usage."""
+    """Inspect, write, and say what is left to do; return 0 if the entry was written, 1 if not, 2 for wrong usage."""
     parser = argparse.ArgumentParser(prog="make new-app", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("path", type=Path, help="a folder, a wheel or an sdist")
     parser.add_argument("--name", default="", help="name of the entry; without it that of the project")
@@ -61,10 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(render(report), end="")
             print(f"Nothing was written: mend this first. forgectl inspect --entry {options.path} prints the entry.")
             return 1
-        if wrong := name_problems(report.name):
-            raise Impossible(
-                f"expected {wrong[0].expected}; found {wrong[0].found}; choose another: make new-app NAME=..."
-            )
+        check_name(report.name)
         place = find(options.inventory)
         new = added(place, report)
         write(place.file, new)
@@ -79,6 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for warning in report.warnings:
         print(f"  {warning.where}: {warning.found}; {warning.do}")
     return 0
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that preflight refuses.
+
+    Raises:
+        Impossible: it does.
+    """
+    for wrong in name_problems(name):
+        raise Impossible(f"expected {wrong.expected}; found {wrong.found}; choose another: make new-app NAME=...")
 
 
 def spelt(report: Report) -> str:
@@ -139,11 +145,11 @@ def find(inventory: Path) -> Place:
             places.append(Place(file, text, apps))
     if len(places) > 1:
         names = ", ".join(str(place.file) for place in places)
-        raise Impossible(f"expected one file with `{KEY}`; found {names}; add the entry to the one that is meant, by hand")
+        raise Impossible(f"expected one file with `{KEY}`; found {names}; add the entry by hand to the one you mean")
     for file in sorted(inventory.glob("*.y*ml")):
         if not places and re.search(rf"^\s+{KEY}:", file.read_text(encoding="utf-8"), re.MULTILINE):
             raise Impossible(
-                f"expected `{KEY}` in group_vars or host_vars; found it in {file}; move it there, or add the entry by hand"
+                f"expected `{KEY}` in group_vars or host_vars; found it in {file}; move it, or add the entry by hand"
             )
     if places:
         return places[0]
@@ -216,8 +222,15 @@ def checked(place: Place, new: str, report: Report) -> str:
     gained = entries.pop(report.name, None)
     others = {name: value for name, value in pairs(after) if name != KEY}
     same = others == {name: value for name, value in pairs(before) if name != KEY}
-    if not same or entries != dict(pairs(place.apps)) or gained is None or not all(
-        line in new.splitlines() for line in place.text.splitlines() if line.strip() and not line.startswith(f"{KEY}:")
+    if (
+        not same
+        or entries != dict(pairs(place.apps))
+        or gained is None
+        or not all(
+            line in new.splitlines()
+            for line in place.text.splitlines()
+            if line.strip() and not line.startswith(f"{KEY}:")
+        )
     ):
         raise Impossible(
             f"expected to add the entry to {place.file} without touching another line; found no way; add it by hand:\n"
@@ -240,7 +253,7 @@ def write(file: Path, text: str) -> None:
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, prefix=".", delete=False) as temporary:
         temporary.write(text)
     Path(temporary.name).chmod(mode)
-    os.replace(temporary.name, file)
+    Path(temporary.name).replace(file)
 
 
 if __name__ == "__main__":
