@@ -123,7 +123,8 @@ def check(source: Path, lock: str, target: Target, where: str) -> list[Problem]:
     if not problems:
         problems += _server_packages(locked, f"{where}.lock", lock)
     if manifest.is_file():
-        problems += _against_manifest(manifest, locked, target, where, lock)
+        do = f"write it anew with {lock_command(lock)}"
+        problems += _against_manifest(manifest, locked, target, where, lock, do)
     return problems
 
 
@@ -166,7 +167,7 @@ def _server_packages(locked: Mapping[str, str], where: str, lock: str) -> list[P
 
 
 def _against_manifest(
-    manifest: Path, locked: Mapping[str, str], target: Target, where: str, lock: str
+    manifest: Path, locked: Mapping[str, str], target: Target, where: str, lock: str, do: str
 ) -> list[Problem]:
     try:
         document = tomllib.loads(manifest.read_text(encoding="utf-8"))
@@ -175,7 +176,7 @@ def _against_manifest(
     project: dict[str, Any] = document.get("project") or {}
     return [
         *_python(project.get("requires-python"), target, f"{where}.source"),
-        *_dependencies(project.get("dependencies") or [], locked, target, f"{where}.lock", lock),
+        *_dependencies(project.get("dependencies") or [], locked, target, f"{where}.lock", lock, do),
     ]
 
 
@@ -199,7 +200,7 @@ def _python(wanted: str | None, target: Target, where: str) -> list[Problem]:
 
 
 def _dependencies(
-    dependencies: list[str], locked: Mapping[str, str], target: Target, where: str, lock: str
+    dependencies: list[str], locked: Mapping[str, str], target: Target, where: str, lock: str, do: str
 ) -> list[Problem]:
     wrong = []
     for text in dependencies:
@@ -222,7 +223,7 @@ def _dependencies(
             where,
             f"{lock} to satisfy the dependencies in pyproject.toml on Python {target.python}",
             _some(wrong),
-            f"write it anew with {lock_command(lock)}",
+            do,
         )
     ]
 

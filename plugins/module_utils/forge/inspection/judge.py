@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -321,17 +321,21 @@ def _locks(report: Report, source: Path, shipped: list[str]) -> None:
                 "a hash for every package",
                 "versions alone",
                 "nothing has to be done: the platform adds the hashes that the index has today; better is "
-                "`uv pip compile --universal --generate-hashes "
-                f"{about.manifest or 'requirements.in'} -o {locked.file}`",
+                + _command(locked.file, about.manifest or "requirements.in"),
             )
         )
     if locked.versions and about.manifest == "pyproject.toml" and not locked.strange:
         fitting = about.fits() or list(project.PYTHONS)
         versions = _of_python(source, locked, project.PYTHONS[fitting[0]])
         target = lock.Target(project.PYTHONS[fitting[0]])
-        lacking = lock._dependencies(about.dependencies, versions, target, locked.file, locked.file)
-        again = {"uv.lock": "`uv lock`", "poetry.lock": "`poetry lock`", "pdm.lock": "`pdm lock`"}.get(locked.file)
-        report.problems += [replace(one, do=f"write it anew with {again}") if again else one for one in lacking]
+        do = f"write it anew with {_command(locked.file)}"
+        report.problems += lock._dependencies(about.dependencies, versions, target, locked.file, locked.file, do)
+
+
+def _command(file: str, manifest: str = "pyproject.toml") -> str:
+    """Return the command that writes a lock."""
+    tool = {"uv.lock": "uv lock", "poetry.lock": "poetry lock", "pdm.lock": "pdm lock"}.get(file)
+    return f"`{tool or f'uv pip compile --universal --generate-hashes {manifest} -o {file}'}`"
 
 
 def _of_python(source: Path, locked: project.Locked, python: str) -> dict[str, str]:
