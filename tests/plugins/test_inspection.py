@@ -312,7 +312,7 @@ def test_another_callable_can_be_named(tmp_path: Path) -> None:
             "write it anew with `uv lock`",
         ),
         (
-            main("import uvicorn\nuvicorn.run(app, port=8000)"),
+            main("import shop.serve", **{"shop/serve.py": "import uvicorn\nuvicorn.run('shop.main:app')\n"}),
             "uvicorn.run runs when the app is imported",
             'put it below `if __name__ == "__main__":`',
         ),
@@ -354,7 +354,7 @@ def test_what_has_to_be_done_first(tmp_path: Path, files: dict[str, str], found:
     assert found in report.problems[0].found
     assert do in report.problems[0].do
     if files.get("shop/main.py", "").startswith(APP):
-        assert report.problems[0].where.startswith("shop/main.py:")
+        assert report.problems[0].where.startswith(("shop/main.py:", "shop/serve.py:"))
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,10 @@ def test_what_is_no_harm(tmp_path: Path, code: str) -> None:
             "psycopg2.connect when the app is imported",
         ),
         (
-            main("import os, uvicorn\nif os.getenv('DEV'):\n    uvicorn.run(app)"),
+            main(
+                "import shop.serve",
+                **{"shop/serve.py": "import os, uvicorn\nif os.getenv('DEV'):\n    uvicorn.run('shop.main:app')\n"},
+            ),
             "uvicorn.run runs when the app is imported",
         ),
         (

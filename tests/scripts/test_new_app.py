@@ -127,7 +127,7 @@ def test_an_app_that_will_not_run_is_not_written(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It says what has to be done first."""
-    (shop / "main.py").write_text(f"import uvicorn\n{APP}uvicorn.run(app)\n")
+    (shop / "main.py").write_text(f"import os\n{APP}os.fork()\n")
     root = inventory(tmp_path, {})
     assert new_app.main([str(shop), "--inventory", str(root)]) == 1
     said = capsys.readouterr().out

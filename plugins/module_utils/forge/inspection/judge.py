@@ -356,7 +356,11 @@ def _app(report: Report, code: Codebase, shipped: list[str], app: Callable) -> N
     everything = [*modules, *(module for module in code.of_the_app() if module not in modules)]
     report.workers = habits.workers(everything)
     _data(report, shipped)
+    # Preflight's own check has spoken of the module that the server imports.
+    refused = {app.where.partition(":")[0]} if any(one.where.endswith(".module") for one in report.problems) else set()
     for habit in report.habits:
+        if habit.kind == "port" and habit.where.partition(":")[0] in refused:
+            continue
         verdict = verdicts.verdict(habit, report.name, report.settings, needs_postgresql(report))
         if verdict:
             (report.problems if verdict.stops else report.warnings).append(verdict.problem)
