@@ -182,6 +182,12 @@ def test_inspecting_runs_nothing(tmp_path: Path) -> None:
             "plain ASGI",
             ".",
         ),
+        (
+            {"shop/main.py": "import asgineer\n@asgineer.to_asgi\nasync def main(request): ...\n"},
+            "shop.main:main",
+            "asgineer",
+            ".",
+        ),
         # A factory, alone and with what it makes beside it.
         (
             {"shop/main.py": "from fastapi import FastAPI\ndef make():\n    return FastAPI()\n"},
@@ -598,6 +604,14 @@ def test_usual_paths_need_no_line(tmp_path: Path) -> None:
     assert not {"health_path", "ready_path", "metrics_path"} & set(entry(inspected(tmp_path, main(code))))
 
 
+@pytest.mark.parametrize("name", ["health", "ready", "status"])
+def test_the_one_path_decides_over_releases(tmp_path: Path, name: str) -> None:
+    """It says more there than as liveness, and may not be both."""
+    found = entry(inspected(tmp_path, main(f"@app.get('/{name}')\ndef {name}(): ...\n")))
+    assert found["health_path"] == ""
+    assert found.get("ready_path", "/ready") == f"/{name}"
+
+
 def with_dependencies(*names: str) -> dict[str, str]:
     """Return a manifest and a lock with such packages."""
     lock = LOCK + "".join(f"{name}==1.0 {HASH}\n" for name in names)
@@ -641,12 +655,9 @@ def test_a_database_url_in_parts(tmp_path: Path) -> None:
     )
     report = inspected(tmp_path, main(code, **with_dependencies("asyncpg")))
     found = entry(report)
-    assert found["settings"] == {
-        "POSTGRES_HOST": "/var/run/postgresql",
-        "POSTGRES_USER": "shop_app",
-        "POSTGRES_DB": "shop",
-    }
-    assert found["secrets"]["variables"] == {"POSTGRES_PASSWORD": "database_password"}
+    assert found["settings"] == {"POSTGRES_HOST": "/var/run/postgresql", "POSTGRES_DB": "shop"}
+    # Rotation changes both.
+    assert found["secrets"]["variables"] == {"POSTGRES_PASSWORD": "database_password", "POSTGRES_USER": "database_user"}
     assert refused(report) == []
 
 
@@ -759,6 +770,20 @@ def packed(folder: Path, name: str, files: dict[str, str]) -> Path:
                 member.size = len(content.encode())
                 tar.addfile(member, io.BytesIO(content.encode()))
     return path
+
+
+def test_what_is_installed_has_no_folder(tmp_path: Path) -> None:
+    """Options that name one are refused for a package."""
+    code = f"{APP}from fastapi.staticfiles import StaticFiles\napp.mount('/static', StaticFiles(directory='static'))\n"
+    files = {"src/shop/main.py": code, "src/shop/alembic.ini": "", "PKG-INFO": "Name: shop\nRequires-Dist: asyncpg\n"}
+    path = packed(tmp_path, "shop-1.2.tar.gz", {f"shop-1.2/{name}": content for name, content in files.items()})
+    report = draft(inspect(path))
+    assert report.python_path == "src"
+    assert not {"python_path", "lock", "static"} & set(entry(report))
+    assert "static:" not in report.entry_text
+    assert entry(report)["database"]["migration"]["command"] == [FILL_IN]
+    assert report.warnings == []
+    assert refused(report) == []
 
 
 def test_wheels_and_sdists(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ FRAMEWORKS = {
     "connexion.FastAPI": "Connexion",
     "fastmcp.FastMCP.http_app": "FastMCP",
 }
+# Decorators that make one of a function.
+_MAKERS = {"asgineer.to_asgi": "asgineer", "asgineer._app.to_asgi": "asgineer"}
 PLAIN = "plain ASGI"
 _FACTORY = re.compile(r"(?:create|make|get|build|init)_(?:app|application|asgi|asgi_app|api|server)")
 _RETURNS = frozenset({"FastAPI", "Starlette", "ASGIApp", "ASGIApplication", "Litestar", "Quart"})
@@ -113,7 +115,10 @@ class Finder:
 
     def _kind(self, module: Module, node: ast.AST, depth: int, bound_to: str = "") -> str:
         """Return what kind of ASGI app a value is; empty for none."""
-        if isinstance(node, ast.AsyncFunctionDef):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            made = [_MAKERS[name] for item in node.decorator_list if (name := module.full_name(item)) in _MAKERS]
+            if made or isinstance(node, ast.FunctionDef):
+                return made[0] if made else ""
             names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
             return PLAIN if names[:3] == ["scope", "receive", "send"] else ""
         if isinstance(node, ast.Await):

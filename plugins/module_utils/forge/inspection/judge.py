@@ -294,36 +294,19 @@ def _locks(report: Report, source: Path, shipped: list[str]) -> None:
             do = f"name it with `lock: {others[0]}` in the entry, or move it to requirements.txt"
         report.problems.append(Problem(str(source.name), "the dependencies of the app", found, do))
         return
+    again = (
+        "nothing has to be done: the platform resolves it once, on the control machine, and keeps the result beside "
+        "the inventory; commit that"
+    )
     if locked.strange:
-        report.warnings.append(
-            Problem(
-                locked.file,
-                "every line pinned with `==`, so that every host and every rollback gets the same",
-                f"not pinned: {_some(locked.strange)}",
-                "nothing has to be done: the platform resolves it once, on the control machine, and keeps the result "
-                "beside the inventory; commit that",
-            )
-        )
-    elif not locked.pinned:
-        report.warnings.append(
-            Problem(
-                locked.file,
-                "a lock",
-                "only ranges of versions",
-                "nothing has to be done: the platform resolves them once, on the control machine, and keeps the result "
-                "beside the inventory; commit that",
-            )
-        )
-    elif not locked.hashed:
-        report.warnings.append(
-            Problem(
-                locked.file,
-                "a hash for every package",
-                "versions alone",
-                "nothing has to be done: the platform adds the hashes that the index has today; better is "
-                + _command(locked.file, about.manifest or "requirements.in"),
-            )
-        )
+        expected = "every line pinned with `==`, so that every host and every rollback gets the same"
+        report.warnings.append(Problem(locked.file, expected, f"not pinned: {_some(locked.strange)}", again))
+    elif not locked.pinned and report.kind == "folder":
+        report.warnings.append(Problem(locked.file, "a lock", "only ranges of versions", again))
+    elif locked.pinned and not locked.hashed:
+        better = _command(locked.file, about.manifest or "requirements.in")
+        do = f"nothing has to be done: the platform adds the hashes that the index has today; better is {better}"
+        report.warnings.append(Problem(locked.file, "a hash for every package", "versions alone", do))
     if locked.versions and about.manifest == "pyproject.toml" and not locked.strange:
         fitting = about.fits() or list(project.PYTHONS)
         versions = _of_python(source, locked, project.PYTHONS[fitting[0]])
@@ -416,7 +399,7 @@ def _data(report: Report, shipped: list[str]) -> None:
         )
         report.migrations = Migrations("alembic", ini[0], folder, command)
     elif "aerich" in packages:
-        report.migrations = Migrations("aerich", "pyproject.toml", "migrations", ["aerich", "upgrade"])
+        report.migrations = Migrations("aerich", "pyproject.toml", "migrations", ["aerich.cli", "upgrade"])
     # Where the app can do with PostgreSQL or SQLite, MySQL is one choice of several.
     served = {"MySQL"} if needs_postgresql(report) or SQLITE & set(report.drivers) else set()
     for name, service in report.services.items():
