@@ -247,11 +247,13 @@ def pairs(node: yaml.Node | None) -> list[tuple[str, str]]:
 
 
 def write(file: Path, text: str) -> None:
-    """Replace a file, whole or not at all, with its mode."""
+    """Replace a file, whole or not at all, with its mode and its ends of lines."""
     file.parent.mkdir(parents=True, exist_ok=True)
     mode = file.stat().st_mode & 0o777 if file.exists() else 0o644
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, prefix=".", delete=False) as temporary:
-        temporary.write(text)
+    if file.exists() and b"\r\n" in file.read_bytes():
+        text = text.replace("\n", "\r\n")
+    with tempfile.NamedTemporaryFile("wb", dir=file.parent, prefix=".", delete=False) as temporary:
+        temporary.write(text.encode())
     Path(temporary.name).chmod(mode)
     Path(temporary.name).replace(file)
 

@@ -96,6 +96,24 @@ def test_the_entry_is_added_and_every_other_line_stays(
     ]
 
 
+def test_the_entry_stands_among_the_others(shop: Path, tmp_path: Path) -> None:
+    """After the last one, before what comes then; with its margin, and the file's ends of lines and mode."""
+    root = inventory(tmp_path, {})
+    file = root / "group_vars/all.yml"
+    file.parent.mkdir()
+    file.write_bytes(FOLLOWED.replace("\n", "\r\n").encode())
+    file.chmod(0o600)
+    assert new_app.main([str(shop), "--inventory", str(root)]) == 0
+    text = file.read_bytes().decode()
+    assert text.count("\n") == text.count("\r\n")
+    assert file.stat().st_mode & 0o777 == 0o600
+    lines = text.splitlines()
+    at = lines.index("    shop:")
+    assert lines[at - 1] == "            # of text"
+    assert lines[at + 1].startswith("      domain: shop.example.com")
+    assert lines.index("# After.") > at
+
+
 @pytest.mark.parametrize(
     ("files", "arguments", "message"),
     [
