@@ -22,8 +22,8 @@ def list_files(root: Path, *, whole: bool = False) -> list[str]:
     """Return the paths of the release's files relative to `root`, with forward slashes, sorted by their bytes.
 
     Inside a git work tree: what git tracks, and new files that it does not ignore. Elsewhere, or where all of it is
-    meant to be the `whole`, every file. In all cases without caches, virtual environments and anything named `.env*`, which holds a
-    developer's own settings.
+    meant to be the `whole`, every file. In all cases without caches, virtual environments and anything named `.env*`,
+    which holds a developer's own settings.
 
     Raises:
         SourceError: git does not answer, or no file remains.

@@ -230,7 +230,7 @@ class _Draft:
             report.keys[_USER_KEY] = user.name
         if self._database and _PASSWORD_KEY not in report.keys:
             variables.add("PGPASSWORD", _PASSWORD_KEY, "which asyncpg and libpq read by themselves")
-            report.keys[_PASSWORD_KEY] = "PGPASSWORD"
+            report.keys[_PASSWORD_KEY] = "PGPASSWORD"  # pragma: allowlist secret
         secrets = Mapping()
         needed = bool(variables.plain())
         variables.items += later.items[:_MOST_SUGGESTED]

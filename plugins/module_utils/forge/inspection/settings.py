@@ -226,8 +226,8 @@ def _settings_of(code: Codebase, field: _Field, prefix: str, delimiter: str, rea
 
 def _setting(name: str, required: bool, default: Any, kind: str, field: _Field, reader: str) -> Setting:
     short = _short(kind)
-    secret = "Secret" in kind or (secret_scan.is_secret_name(name) and not re.fullmatch(r"bool|int|float", short))
-    return Setting(name, required, default, secret, short, field.where, reader)
+    named_so = secret_scan.is_secret_name(name) and short not in ("bool", "int", "float")
+    return Setting(name, required, default, "Secret" in kind or named_so, short, field.where, reader)
 
 
 def _short(kind: str) -> str:
@@ -311,10 +311,9 @@ def _reads(module: Module) -> Iterator[Setting]:
             )
             if given is None and call.name.startswith("environs."):
                 given = call.argument(1, "default")
-            yield replace(
-                _read(name, given is None, _value(given), call.where, call.name.partition("(")[0]),
-                secret="Secret" in ast.unparse(call.node) or secret_scan.is_secret_name(name),
-            )
+            found = _read(name, given is None, _value(given), call.where, call.name.partition("(")[0])
+            # `cast=Secret` of Starlette says it, whatever the name.
+            yield replace(found, secret=found.secret or "Secret" in ast.unparse(call.node))
 
 
 def _guarded(module: Module) -> set[str]:
