@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import sys
 import tarfile
 import zipfile
@@ -516,6 +517,7 @@ def test_settings_classes_are_read(tmp_path: Path) -> None:
     }
     assert "        # SHOP_API_TOKEN: shop_api_token" in report.entry_text
     assert "changeme" not in report.entry_text
+    assert "changeme" not in json.dumps(report.document())
     assert refused(report) == []
 
 
@@ -735,10 +737,13 @@ def test_the_first_lock_is_taken(tmp_path: Path, files: dict[str, str], file: st
 def test_an_app_that_lists_no_dependencies(tmp_path: Path) -> None:
     """With the file that could be its list."""
     report = draft(inspect(project(tmp_path, {"main.py": APP, "requirements/base.txt": "fastapi\n"}, {})))
-    assert [problem.found for problem in report.problems] == [
-        "neither pyproject.toml with dependencies, nor a lock, nor requirements.txt; but requirements/base.txt"
-    ]
-    assert entry(report)["lock"] == "requirements/base.txt"
+    missing = "neither pyproject.toml with dependencies, nor a lock, nor requirements.txt"
+    assert [warning.found for warning in report.warnings] == [f"{missing}; but requirements/base.txt"]
+    assert (report.will_run, entry(report)["lock"]) == (True, "requirements/base.txt")
+    (tmp_path / "shop-app/requirements/base.txt").rename(tmp_path / "shop-app/requirements/dev.txt")
+    report = draft(inspect(tmp_path / "shop-app"))
+    assert [problem.found for problem in report.problems] == [missing]
+    assert "lock" not in entry(report)
 
 
 @pytest.mark.parametrize(

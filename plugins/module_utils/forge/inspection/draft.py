@@ -73,13 +73,8 @@ class _Draft:
         if report.python_path != "." and self._folder:
             entry.add("python_path", report.python_path)
         self._lock()
-        prefix = self._prefix()
-        if prefix != PREFIX:
-            entry.add(
-                "settings_prefix",
-                prefix,
-                "the platform hands over nothing but what is named here" if not prefix else "of the app's own settings",
-            )
+        if not self._knows_us():
+            entry.add("settings_prefix", "", "the platform hands over nothing but what is named here")
         self._probes()
         self._static()
         self._settings()
@@ -96,16 +91,15 @@ class _Draft:
 
     def _lock(self) -> None:
         report = self._report
-        found = next((item.do for item in report.problems if "name it with `lock: " in item.do), None)
-        if found and self._folder:
-            self._entry.add("lock", found.partition("`lock: ")[2].partition("`")[0])
+        if report.project.locked.named:
+            self._entry.add("lock", report.project.locked.file)
         packages = judge.build_packages(report)
         if packages:
             self._entry.add("build_packages", packages, f"compiled on the host: {', '.join(report.native)}")
 
-    def _prefix(self) -> str:
-        """Return FORGE_ for an app that was written for the platform, else nothing."""
-        return PREFIX if any(one.prefix == PREFIX for one in self._report.classes) else ""
+    def _knows_us(self) -> bool:
+        """Tell whether the app was written for the platform."""
+        return any(one.prefix == PREFIX for one in self._report.classes)
 
     def _probes(self) -> None:
         routes, entry = self._report.routes, self._entry
@@ -154,7 +148,7 @@ class _Draft:
     def _handed(self) -> set[str]:
         """Return the variables that the platform sets by itself."""
         handed = {self._url.name} if self._database and self._url else set()
-        if self._prefix() == PREFIX:
+        if self._knows_us():
             handed |= {"FORGE_ENVIRONMENT", "FORGE_DATABASE_URL", "FORGE_DATABASE_POOL_MAX"}
         return handed
 
@@ -264,7 +258,7 @@ class _Draft:
             if self._vault:
                 asked = self._asked(f"role id of the AppRole forge-{report.name}-migrate")
                 migration.add("role_id", ROLE_ID, asked)
-            if self._prefix() != PREFIX:
+            if not self._knows_us():
                 parts = {"user": _USER_KEY, "password": _PASSWORD_KEY}
                 named = {one.name: parts[part] for part, one in self._parts.items() if part in parts}
                 migration.add("variables", named or {"PGPASSWORD": _PASSWORD_KEY})

@@ -147,7 +147,8 @@ class Report:
                 "added_by_the_platform": project.missing_servers(self.project.packages()),
                 "without_wheels": locked.sdists,
             },
-            "settings": [asdict(one) for one in self.settings],
+            # What stands in the source as a secret need not stand in reports as well.
+            "settings": [asdict(one) | ({"default": None} if holds_secret(one) else {}) for one in self.settings],
             "settings_classes": [asdict(one) for one in self.classes],
             "routes": {
                 "health": self.routes.health.path if self.routes.health else "",
@@ -241,7 +242,7 @@ def _root(source: Path, shipped: list[str]) -> str:
 
 
 def _callable(report: Report, code: Codebase, source: Path, shipped: list[str], module: str) -> None:
-    where = f"{report.path}"
+    where = report.path
     finder = callables.Finder(code)
     if module:
         target = app_source.parse_target(module)
@@ -285,14 +286,14 @@ def _locks(report: Report, source: Path, shipped: list[str]) -> None:
     about, locked = report.project, report.project.locked
     if not locked.file:
         found = "neither pyproject.toml with dependencies, nor a lock, nor requirements.txt"
-        others = [
-            name for name in shipped if re.search(r"(?:^|/)requirements[\w./-]*\.txt$|(?:^|/)Pipfile\.lock$", name)
-        ]
-        do = "list them in pyproject.toml under project.dependencies"
+        others = _lists(shipped) if report.kind == "folder" else []
         if others:
-            found += f"; but {', '.join(others[:SHOWN])}"
-            do = f"name it with `lock: {others[0]}` in the entry, or move it to requirements.txt"
-        report.problems.append(Problem(str(source.name), "the dependencies of the app", found, do))
+            locked.file, locked.named = others[0], True
+            do = "nothing has to be done: the entry names it, and the platform resolves it once and keeps the result"
+            report.warnings.append(Problem(report.path, "the dependencies of the app", f"{found}; but {others[0]}", do))
+        else:
+            do = "list them in pyproject.toml under project.dependencies"
+            report.problems.append(Problem(report.path, "the dependencies of the app", found, do))
         return
     again = (
         "nothing has to be done: the platform resolves it once, on the control machine, and keeps the result beside "
@@ -313,6 +314,13 @@ def _locks(report: Report, source: Path, shipped: list[str]) -> None:
         target = lock.Target(project.PYTHONS[fitting[0]])
         do = f"write it anew with {_command(locked.file)}"
         report.problems += lock._dependencies(about.dependencies, versions, target, locked.file, locked.file, do)
+
+
+def _lists(shipped: list[str]) -> list[str]:
+    """Return lists of dependencies under other names, that of the app itself first."""
+    found = [name for name in shipped if re.search(r"(?:^|/)requirements[\w./-]*\.txt$", name)]
+    kept = [name for name in found if not re.search(r"dev|test|doc|lint|ci", name.partition("requirements")[2])]
+    return sorted(kept, key=lambda name: ("prod" not in name, "base" not in name, name.count("/"), name))
 
 
 def _command(file: str, manifest: str = "pyproject.toml") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -268,9 +269,10 @@ def _names_and_default(field: _Field) -> tuple[list[str], Any]:
 def _value(node: ast.AST | None) -> Any:
     try:
         value = ast.literal_eval(node) if isinstance(node, ast.expr) else None
-    except ValueError:
-        return None
-    return None if value is ... else value
+        json.dumps(value)
+    except (ValueError, TypeError):
+        return None  # No literal, or one that no report can hold.
+    return value
 
 
 def _nested(code: Codebase, field: _Field) -> tuple[Module, ast.ClassDef] | None:
