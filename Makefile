@@ -4,7 +4,12 @@ SHELL := /bin/bash
 DISTRO ?= trixie
 SCENARIO ?= default
 export DISTRO
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# `make new-app PATH=../shop`: on the command line it is an app, and the commands are found where every system has them.
+ifeq ($(origin PATH),command line)
+APP := $(PATH)
+override PATH := /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+endif
+override export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Where it is set, as in many containers, every ansible-playbook would compile Ansible anew: seconds each time.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -100,6 +105,17 @@ venv:  ## Make .venv from requirements.txt
 .PHONY: app-venv
 app-venv: venv
 	@scripts/venv app/requirements-dev.txt $(APP_VENV)
+
+.PHONY: inspect
+inspect: venv  ## Will an app run here, and what has to be done first? make inspect PATH=../shop
+	@test -n '$(APP)' || { echo 'Name the app: make $@ PATH=../shop' >&2; exit 2; }
+	@scripts/forgectl inspect $(if $(MODULE),--module '$(MODULE)') -- '$(APP)'
+
+.PHONY: new-app
+new-app: venv  ## Write the entry of a new app: make new-app PATH=../shop [NAME=shop] [INVENTORY=inventory/production]
+	@test -n '$(APP)' || { echo 'Name the app: make $@ PATH=../shop' >&2; exit 2; }
+	@python scripts/new_app.py $(if $(NAME),--name '$(NAME)') $(if $(MODULE),--module '$(MODULE)') \
+	    $(if $(INVENTORY),--inventory '$(INVENTORY)') -- '$(APP)'
 
 .PHONY: bench
 bench: venv  ## Releases under load and throughput beside a peer, as ratios; writes docs/benchmarks.md. BENCH=--help tells more

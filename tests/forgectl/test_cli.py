@@ -42,6 +42,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["purge"],
         ["status"],
         ["logs"],
+        ["inspect"],
         ["secrets", "enrol"],
         ["secrets", "check"],
         ["secrets", "rotate"],

@@ -34,6 +34,7 @@ def found(folder: Path, module: str, main: str = APP, **files: str) -> str:
         ("shop.main:app", "try:\n    import x\nexcept ImportError:\n    app = None\nelse:\n    app = x.App()\n"),
         ("shop.main:app", "inner = make()\napp = Middleware(inner)\n"),
         ("shop.main:app", "inner = make()\napp: object = inner\n"),
+        ("shop.main:app", "app: object = make()\napp.state.pool = {}\n"),
     ],
 )
 def test_apps_that_gunicorn_would_find(tmp_path: Path, module: str, main: str) -> None:
@@ -54,6 +55,7 @@ def test_apps_that_gunicorn_would_find(tmp_path: Path, module: str, main: str) -
         ("shop.main:app", "app = {}\n", "something that cannot be called"),
         ("shop.main:app", "import app\n", "something that cannot be called"),
         ("shop.main:app", "application = FastAPI()\n", "found shop.main:application -> use `shop.main:application`"),
+        ("shop.main:app", "import app\napp.state.pool = 1\n", "something that cannot be called"),
         ("shop.main:app", "def broken(:\n", "line 1: "),
         ("shop.web:app", APP, "ASGI apps there: shop.main:app"),
         ("shop:main", APP, "no such name"),

@@ -98,6 +98,10 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
         {"apps": {"shop": None, "postgres": ENTRY}},
         ("apps.postgres", "a name that no user or unit of the system has", "postgres is reserved", "postgres-app"),
     ),
+    "not filled in": (
+        app(settings={"REGION": "FILL_IN"}),
+        ("apps.shop.settings.REGION", "a value of your own", "FILL_IN", "fill it in"),
+    ),
     "unknown option": (
         app(request_timout=5),
         (

@@ -58,7 +58,8 @@ class Names:
         elif isinstance(statement, ast.Assign):
             for target in statement.targets:
                 for node in ast.walk(target):
-                    if isinstance(node, ast.Name):
+                    # `app.state.pool = None` binds no name.
+                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                         self.bound[node.id] = statement.value if node is target else statement
         elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
             self.bound[statement.target.id] = statement.value
@@ -288,8 +289,8 @@ def _mistake(node: ast.AST, target: Target) -> tuple[str, str, str] | None:
     spelt = f"`{target.module}:{target.name}`"
     if isinstance(node, (*_NOT_APPS, ast.Import)):
         return "an ASGI callable", f"{spelt} is bound to something that cannot be called", "name the app itself"
-    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        return None
+    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or node.decorator_list:
+        return None  # What a decorator makes of it takes what it likes.
     arguments = node.args
     positional = len(arguments.posonlyargs) + len(arguments.args)
     if target.called:

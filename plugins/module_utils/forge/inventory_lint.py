@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import secret_scan
+from .inspection.entry import FILL_IN
 from .problems import Problem
 from .specs import Options, validate, validate_value
-from .values import kind, nearest
+from .values import kind, leaves, nearest
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,20}")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -253,6 +254,15 @@ def shape_problems(value: Any, where: str) -> list[Problem]:
             "put it into Vault, leave it out here, and revoke or change it: it has been in a file",
         )
         for path, found, _ in secret_scan.shapes(value, where)
+    ]
+
+
+def unfilled_problems(value: Any, where: str) -> list[Problem]:
+    """Return every place in `value` that still says what `make new-app` puts where only a person knows the value."""
+    return [
+        Problem(path, "a value of your own", FILL_IN, "fill it in, or remove the line if the app can do without")
+        for path, leaf in leaves(value, where)
+        if leaf == FILL_IN
     ]
 
 

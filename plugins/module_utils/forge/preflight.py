@@ -264,6 +264,7 @@ def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]
         entry["commands"], problems = _commands(entry.get("commands"), command_options, f"{where}.commands")
         outcome.problems += problems
         outcome.problems += inventory_lint.shape_problems(value, where)
+        outcome.problems += inventory_lint.unfilled_problems(value, where)
         raw_entry = inventory.raw_apps.get(key) if isinstance(inventory.raw_apps, Mapping) else None
         raw_settings = raw_entry.get("settings") if isinstance(raw_entry, Mapping) else None
         outcome.problems += inventory_lint.setting_problems(name, entry, raw_settings)

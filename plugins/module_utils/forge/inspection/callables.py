@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .codebase import Codebase, Module, is_generator, own_nodes
+from .codebase import Codebase, Module, is_generator, own_nodes, run_at_import
 
 FRAMEWORKS = {
     "fastapi.FastAPI": "FastAPI",
@@ -34,6 +34,8 @@ FRAMEWORKS = {
     "connexion.FastAPI": "Connexion",
     "fastmcp.FastMCP.http_app": "FastMCP",
 }
+# Decorators that make one of a function.
+_MAKERS = {"asgineer.to_asgi": "asgineer", "asgineer._app.to_asgi": "asgineer"}
 PLAIN = "plain ASGI"
 _FACTORY = re.compile(r"(?:create|make|get|build|init)_(?:app|application|asgi|asgi_app|api|server)")
 _RETURNS = frozenset({"FastAPI", "Starlette", "ASGIApp", "ASGIApplication", "Litestar", "Quart"})
@@ -113,7 +115,10 @@ class Finder:
 
     def _kind(self, module: Module, node: ast.AST, depth: int, bound_to: str = "") -> str:
         """Return what kind of ASGI app a value is; empty for none."""
-        if isinstance(node, ast.AsyncFunctionDef):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            made = [_MAKERS[name] for item in node.decorator_list if (name := module.full_name(item)) in _MAKERS]
+            if made or isinstance(node, ast.FunctionDef):
+                return made[0] if made else ""
             names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
             return PLAIN if names[:3] == ["scope", "receive", "send"] else ""
         if isinstance(node, ast.Await):
@@ -280,11 +285,15 @@ def _mounted(code: Codebase, found: list[Callable]) -> set[str]:
     apps = {f"{one.module}.{one.name}": f"{one.module}:{one.name}" for one in found}
     inside = set()
     for module in code.of_the_app():
+        imported = set(module.aliases)
+        top = {id(node) for node in run_at_import(module.tree)}
         for call in module.calls:
             mounts = call.name.endswith(".mount") and isinstance(call.node.func, ast.Attribute)
             if mounts or call.name.endswith("routing.Mount"):
                 part = call.argument(1, "app")
                 name = module.full_name(part, follow=False) if part is not None else ""
-                if name in apps:
+                # In a function the name may be one of its own.
+                known = id(call.node) in top or getattr(part, "id", "") in imported
+                if name in apps and known:
                     inside.add(apps[name])
     return inside

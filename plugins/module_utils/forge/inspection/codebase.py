@@ -140,7 +140,7 @@ class Codebase:
     """All modules below one folder of `sys.path`."""
 
     def __init__(self, source: Path, root: Path, shipped: list[str]) -> None:
-        self.source, self.root = source, root
+        self.source, self.root, self.shipped = source, root, shipped
         self.broken: dict[str, str] = {}
         """Files that are no valid Python, with the reason."""
         self._parsed: dict[str, Module | None] = {}
@@ -234,7 +234,7 @@ class Codebase:
 
         Follows calls of the source's own functions.
         """
-        found: dict[tuple[str, int, int], Call] = {}
+        found: dict[int, Call] = {}
         entered: set[int] = set()
 
         def enter(module: Module, nodes: Iterator[ast.AST], depth: int, conditional: bool) -> None:
@@ -243,7 +243,7 @@ class Codebase:
                     continue
                 name, perhaps = module.full_name(node.func), conditional or id(node) in module.conditional
                 call = Call(name, node, module.file, conditional=perhaps)
-                found.setdefault((module.file, node.lineno, node.col_offset), call)
+                found.setdefault(id(node), call)
                 definition = self.find(name)
                 if definition and isinstance(definition[1], ast.FunctionDef) and depth < _DEEPEST_CALL:
                     follow(definition[0], definition[1], depth + 1, perhaps)

@@ -30,6 +30,7 @@ _WRITTEN = re.compile(
 )
 _SOCKET = "/var/run/postgresql"
 _PASSWORD_KEY = "database_password"  # noqa: S105 - the name of a key
+_USER_KEY = "database_user"
 
 
 def draft(report: Report, source: str = "", secrets_source: str = VAULT) -> Report:
@@ -55,6 +56,7 @@ class _Draft:
         self._report = report
         self._entry = Mapping()
         self._vault = secrets_source == VAULT
+        self._folder = report.kind == "folder"
         report.fill_in, report.keys = [], {}
         self._database = judge.needs_postgresql(report)
         self._url = self._database_url()
@@ -67,16 +69,12 @@ class _Draft:
         entry.add("domain", f"{report.name}.example.com", self._asked("the name under which clients reach it"))
         entry.add("source", source)
         entry.add("module", app.target, ", ".join(part for part in (app.kind, app.where) if part))
-        if report.python_path != ".":
+        # A package is installed; what it is made of is nowhere on the host.
+        if report.python_path != "." and self._folder:
             entry.add("python_path", report.python_path)
         self._lock()
-        prefix = self._prefix()
-        if prefix != PREFIX:
-            entry.add(
-                "settings_prefix",
-                prefix,
-                "the platform hands over nothing but what is named here" if not prefix else "of the app's own settings",
-            )
+        if not self._knows_us():
+            entry.add("settings_prefix", "", "the platform hands over nothing but what is named here")
         self._probes()
         self._static()
         self._settings()
@@ -93,27 +91,30 @@ class _Draft:
 
     def _lock(self) -> None:
         report = self._report
-        found = next((item.do for item in report.problems if "name it with `lock: " in item.do), None)
-        if found:
-            self._entry.add("lock", found.partition("`lock: ")[2].partition("`")[0])
+        if report.project.locked.named:
+            self._entry.add("lock", report.project.locked.file)
         packages = judge.build_packages(report)
         if packages:
             self._entry.add("build_packages", packages, f"compiled on the host: {', '.join(report.native)}")
 
-    def _prefix(self) -> str:
-        """Return FORGE_ for an app that was written for the platform, else nothing."""
-        return PREFIX if any(one.prefix == PREFIX for one in self._report.classes) else ""
+    def _knows_us(self) -> bool:
+        """Tell whether the app was written for the platform."""
+        return any(one.prefix == PREFIX for one in self._report.classes)
 
     def _probes(self) -> None:
         routes, entry = self._report.routes, self._entry
-        if routes.health is None:
-            entry.add("health_path", "", "none was found; name it if there is one")
-        elif routes.health.path != "/health":
-            entry.add("health_path", routes.health.path, routes.health.where)
-        if routes.ready is None:
+        health, ready = routes.health, routes.ready
+        if health is not None and ready is None:
+            # The one path says more where it decides whether a release takes traffic.
+            health, ready = None, health
+        if health is None:
+            entry.add("health_path", "", "none was found" if ready is None else "there is one path for both")
+        elif health.path != "/health":
+            entry.add("health_path", health.path, health.where)
+        if ready is None:
             entry.add("ready_path", "", "none was found: a worker counts as ready once it answers at all")
-        elif routes.ready.path != "/ready":
-            entry.add("ready_path", routes.ready.path, routes.ready.where)
+        elif ready.path != "/ready":
+            entry.add("ready_path", ready.path, ready.where)
         if routes.metrics is None:
             entry.add("metrics_path", "", "none was found")
         elif routes.metrics.path.rstrip("/") != "/metrics":
@@ -121,7 +122,7 @@ class _Draft:
 
     def _static(self) -> None:
         for path, (folder, where) in self._report.routes.static.items():
-            if folder and re.fullmatch(r"/[\w./-]*", path) and re.fullmatch(r"[\w./-]+", folder):
+            if self._folder and folder and re.fullmatch(r"/[\w./-]*", path) and re.fullmatch(r"[\w./-]+", folder):
                 prefix = f"{path.rstrip('/')}/"
                 self._entry.suggest("static", {prefix: folder}, f"{where}; only if names change with the content")
 
@@ -147,7 +148,7 @@ class _Draft:
     def _handed(self) -> set[str]:
         """Return the variables that the platform sets by itself."""
         handed = {self._url.name} if self._database and self._url else set()
-        if self._prefix() == PREFIX:
+        if self._knows_us():
             handed |= {"FORGE_ENVIRONMENT", "FORGE_DATABASE_URL", "FORGE_DATABASE_POOL_MAX"}
         return handed
 
@@ -155,10 +156,10 @@ class _Draft:
         found, handed = Mapping(), self._handed()
         name = self._report.name
         parts = {one.name: part for part, one in self._parts.items()}
-        known = {"host": _SOCKET, "user": f"{name}_app", "name": name}
+        known = {"host": _SOCKET, "name": name}
         suggested: list[Setting] = []
         for one in self._report.settings:
-            if one.name in handed or self._is_secret(one):
+            if one.name in handed or self._is_secret(one) or one == self._parts.get("user"):
                 continue
             if parts.get(one.name) in known:
                 found.add(one.name, known[parts[one.name]], one.where)
@@ -218,9 +219,12 @@ class _Draft:
                 report.keys[key] = one.name
             else:
                 later.suggest(one.name, key, one.where)
+        if user := self._parts.get("user"):
+            variables.add(user.name, _USER_KEY, f"{report.name}_app; rotation changes it")
+            report.keys[_USER_KEY] = user.name
         if self._database and _PASSWORD_KEY not in report.keys:
             variables.add("PGPASSWORD", _PASSWORD_KEY, "which asyncpg and libpq read by themselves")
-            report.keys[_PASSWORD_KEY] = "PGPASSWORD"
+            report.keys[_PASSWORD_KEY] = "PGPASSWORD"  # pragma: allowlist secret
         secrets = Mapping()
         needed = bool(variables.plain())
         variables.items += later.items[:_MOST_SUGGESTED]
@@ -243,16 +247,21 @@ class _Draft:
             database.say("url_variable: which variable the app takes its URL from, if it takes one")
         if report.migrations:
             migration = Mapping()
-            if report.migrations.command != ["alembic", "upgrade", "head"]:
+            if not self._folder:
+                migration.add(
+                    "command", [FILL_IN], self._asked("module of the package that migrates, and its arguments")
+                )
+            elif report.migrations.command != ["alembic", "upgrade", "head"]:
                 migration.add("command", report.migrations.command, report.migrations.file)
             else:
                 migration.say(f"alembic upgrade head, with {report.migrations.file}")
             if self._vault:
                 asked = self._asked(f"role id of the AppRole forge-{report.name}-migrate")
                 migration.add("role_id", ROLE_ID, asked)
-            if self._prefix() != PREFIX:
-                password = self._parts.get("password")
-                migration.add("variables", {password.name if password else "PGPASSWORD": _PASSWORD_KEY})
+            if not self._knows_us():
+                parts = {"user": _USER_KEY, "password": _PASSWORD_KEY}
+                named = {one.name: parts[part] for part, one in self._parts.items() if part in parts}
+                migration.add("variables", named or {"PGPASSWORD": _PASSWORD_KEY})
             database.add("migration", migration)
         if not database.plain():
             database.add("placement", "local", "on this host; external for a server elsewhere")

@@ -65,7 +65,7 @@ def flow(value: Any) -> str:
     """Return a value on one line of YAML."""
     if isinstance(value, str):
         plain = value == ROLE_ID or (_PLAIN.fullmatch(value) and not _OTHER.fullmatch(value))
-        return value if plain else json.dumps(value, ensure_ascii=False)
+        return value if plain else json.dumps(value, ensure_ascii=not value.isprintable())
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_item(item) for item in value)}]"
     if isinstance(value, dict):

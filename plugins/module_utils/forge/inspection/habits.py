@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from .codebase import Call, Codebase, Module, run_at_import, text
 
@@ -40,6 +41,7 @@ _MAKES = re.compile(
 )
 _PATH_WRITES = frozenset({"write_text", "write_bytes", "mkdir", "touch", "unlink", "rmdir", "rename", "symlink_to"})
 _WRITING = re.compile(r"[wax+]")
+_FOLDERS = frozenset({"os.mkdir", "os.makedirs"})
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///(?!/)(?P<file>[^?:\s'\"]+)")
 
 
@@ -77,12 +79,13 @@ def read(code: Codebase, modules: list[Module], start: str, factory: str) -> lis
         for habit in _early(call):
             keep(habit)
     places = {call.where for call in early}
+    folders = {str(parent) for name in code.shipped for parent in PurePosixPath(name).parents}
     for module in modules:
         constants = _own_folders(module)
         for call in module.calls:
             for habit in _anywhere(call):
                 keep(habit)
-            if what := _writes(module, call, constants):
+            if what := _writes(module, call, constants, folders):
                 keep(Habit("writes", what, call.where, call.where in places, call.serving))
         for node in _sqlite(module):
             found_file = _SQLITE.search(node.value if isinstance(node.value, str) else "")
@@ -129,24 +132,24 @@ def _creates(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute) and node.attr == "create_all"
 
 
-def _own_folders(module: Module) -> set[str]:
-    """Return the names of a module that stand for paths inside the source."""
-    found: set[str] = set()
+def _own_folders(module: Module) -> dict[str, ast.AST]:
+    """Return the names of a module that stand for paths inside the source, with what they are bound to."""
+    found: dict[str, ast.AST] = {}
     for node in run_at_import(module.tree):
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if _is_own(module, node.value, found):
-                found |= {target.id for target in targets if isinstance(target, ast.Name)}
+                found |= {target.id: node.value for target in targets if isinstance(target, ast.Name)}
     return found
 
 
-def _is_own(module: Module, node: ast.AST, constants: set[str]) -> bool:
+def _is_own(module: Module, node: ast.AST, constants: Mapping[str, ast.AST]) -> bool:
     """Tell whether an expression is a path inside the source: one of __file__, or a relative one."""
     names = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
     calls_ = [module.full_name(inner.func) for inner in ast.walk(node) if isinstance(inner, ast.Call)]
     if any(name.startswith(("tempfile.", "os.environ", "os.getenv")) for name in calls_):
         return False
-    if "__file__" in names or names & constants:
+    if "__file__" in names or names & constants.keys():
         return True
     if isinstance(node, ast.Call) and module.full_name(node.func).rpartition(".")[2] in ("Path", "PurePath"):
         return bool(node.args) and _is_relative(text(node.args[0]))
@@ -163,7 +166,7 @@ def _is_relative(path: str | None) -> bool:
     )
 
 
-def _writes(module: Module, call: Call, constants: set[str]) -> str:
+def _writes(module: Module, call: Call, constants: Mapping[str, ast.AST], folders: set[str]) -> str:
     """Return what a call writes inside the source, as it is spelt; empty for nothing of the kind."""
     target: ast.AST | None = None
     if _OPENS.fullmatch(call.name):
@@ -179,12 +182,32 @@ def _writes(module: Module, call: Call, constants: set[str]) -> str:
         method, base = call.node.func.attr, call.node.func.value
         if method in _PATH_WRITES or (method == "open" and _WRITING.search(text(call.argument(0, "mode")) or "r")):
             is_path = isinstance(base, (ast.BinOp, ast.Call)) or getattr(base, "id", "") in constants
-            target = base if is_path and _is_own(module, base, constants) else None
-            return ast.unparse(call.node)[:80] if target is not None else ""
-    if target is None:
+            there = method == "mkdir" and _is_there(call, base, constants, folders)
+            own = is_path and not there and _is_own(module, base, constants)
+            return ast.unparse(call.node)[:80] if own else ""
+    if target is None or (call.name in _FOLDERS and _is_there(call, target, constants, folders)):
         return ""
     own = _is_relative(text(target)) or _is_own(module, target, constants) or _is_relative_text(target)
     return ast.unparse(call.node)[:80] if own else ""
+
+
+def _is_there(call: Call, target: ast.AST, constants: Mapping[str, ast.AST], folders: set[str]) -> bool:
+    """Tell whether a folder is made only if the release does not have it, and the release has it."""
+    allowed = call.argument(-1, "exist_ok")
+    if not (isinstance(allowed, ast.Constant) and allowed.value is True):
+        return False
+    parts = "/".join(part.strip("./") for part in _parts(target, constants, 0)).strip("/")
+    return not parts or any(f"/{folder}/".endswith(f"/{parts}/") for folder in folders)
+
+
+def _parts(node: ast.AST, constants: Mapping[str, ast.AST], depth: int) -> Iterator[str]:
+    """Yield the literal parts of a path, those of the names in it first."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Name) and inner.id in constants and depth < 5:
+            yield from _parts(constants[inner.id], constants, depth + 1)
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+            yield inner.value
 
 
 def _is_relative_text(node: ast.AST) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,8 @@ class Report:
                 "added_by_the_platform": project.missing_servers(self.project.packages()),
                 "without_wheels": locked.sdists,
             },
-            "settings": [asdict(one) for one in self.settings],
+            # What stands in the source as a secret need not stand in reports as well.
+            "settings": [asdict(one) | ({"default": None} if holds_secret(one) else {}) for one in self.settings],
             "settings_classes": [asdict(one) for one in self.classes],
             "routes": {
                 "health": self.routes.health.path if self.routes.health else "",
@@ -241,7 +242,7 @@ def _root(source: Path, shipped: list[str]) -> str:
 
 
 def _callable(report: Report, code: Codebase, source: Path, shipped: list[str], module: str) -> None:
-    where = f"{report.path}"
+    where = report.path
     finder = callables.Finder(code)
     if module:
         target = app_source.parse_target(module)
@@ -285,53 +286,47 @@ def _locks(report: Report, source: Path, shipped: list[str]) -> None:
     about, locked = report.project, report.project.locked
     if not locked.file:
         found = "neither pyproject.toml with dependencies, nor a lock, nor requirements.txt"
-        others = [
-            name for name in shipped if re.search(r"(?:^|/)requirements[\w./-]*\.txt$|(?:^|/)Pipfile\.lock$", name)
-        ]
-        do = "list them in pyproject.toml under project.dependencies"
+        others = _lists(shipped) if report.kind == "folder" else []
         if others:
-            found += f"; but {', '.join(others[:SHOWN])}"
-            do = f"name it with `lock: {others[0]}` in the entry, or move it to requirements.txt"
-        report.problems.append(Problem(str(source.name), "the dependencies of the app", found, do))
+            locked.file, locked.named = others[0], True
+            do = "nothing has to be done: the entry names it, and the platform resolves it once and keeps the result"
+            report.warnings.append(Problem(report.path, "the dependencies of the app", f"{found}; but {others[0]}", do))
+        else:
+            do = "list them in pyproject.toml under project.dependencies"
+            report.problems.append(Problem(report.path, "the dependencies of the app", found, do))
         return
+    again = (
+        "nothing has to be done: the platform resolves it once, on the control machine, and keeps the result beside "
+        "the inventory; commit that"
+    )
     if locked.strange:
-        report.warnings.append(
-            Problem(
-                locked.file,
-                "every line pinned with `==`, so that every host and every rollback gets the same",
-                f"not pinned: {_some(locked.strange)}",
-                "nothing has to be done: the platform resolves it once, on the control machine, and keeps the result "
-                "beside the inventory; commit that",
-            )
-        )
-    elif not locked.pinned:
-        report.warnings.append(
-            Problem(
-                locked.file,
-                "a lock",
-                "only ranges of versions",
-                "nothing has to be done: the platform resolves them once, on the control machine, and keeps the result "
-                "beside the inventory; commit that",
-            )
-        )
-    elif not locked.hashed:
-        report.warnings.append(
-            Problem(
-                locked.file,
-                "a hash for every package",
-                "versions alone",
-                "nothing has to be done: the platform adds the hashes that the index has today; better is "
-                "`uv pip compile --universal --generate-hashes "
-                f"{about.manifest or 'requirements.in'} -o {locked.file}`",
-            )
-        )
+        expected = "every line pinned with `==`, so that every host and every rollback gets the same"
+        report.warnings.append(Problem(locked.file, expected, f"not pinned: {_some(locked.strange)}", again))
+    elif not locked.pinned and report.kind == "folder":
+        report.warnings.append(Problem(locked.file, "a lock", "only ranges of versions", again))
+    elif locked.pinned and not locked.hashed:
+        better = _command(locked.file, about.manifest or "requirements.in")
+        do = f"nothing has to be done: the platform adds the hashes that the index has today; better is {better}"
+        report.warnings.append(Problem(locked.file, "a hash for every package", "versions alone", do))
     if locked.versions and about.manifest == "pyproject.toml" and not locked.strange:
         fitting = about.fits() or list(project.PYTHONS)
         versions = _of_python(source, locked, project.PYTHONS[fitting[0]])
         target = lock.Target(project.PYTHONS[fitting[0]])
-        lacking = lock._dependencies(about.dependencies, versions, target, locked.file, locked.file)
-        again = {"uv.lock": "`uv lock`", "poetry.lock": "`poetry lock`", "pdm.lock": "`pdm lock`"}.get(locked.file)
-        report.problems += [replace(one, do=f"write it anew with {again}") if again else one for one in lacking]
+        do = f"write it anew with {_command(locked.file)}"
+        report.problems += lock._dependencies(about.dependencies, versions, target, locked.file, locked.file, do)
+
+
+def _lists(shipped: list[str]) -> list[str]:
+    """Return lists of dependencies under other names, that of the app itself first."""
+    found = [name for name in shipped if re.search(r"(?:^|/)requirements[\w./-]*\.txt$", name)]
+    kept = [name for name in found if not re.search(r"dev|test|doc|lint|ci", name.partition("requirements")[2])]
+    return sorted(kept, key=lambda name: ("prod" not in name, "base" not in name, name.count("/"), name))
+
+
+def _command(file: str, manifest: str = "pyproject.toml") -> str:
+    """Return the command that writes a lock."""
+    tool = {"uv.lock": "uv lock", "poetry.lock": "poetry lock", "pdm.lock": "pdm lock"}.get(file)
+    return f"`{tool or f'uv pip compile --universal --generate-hashes {manifest} -o {file}'}`"
 
 
 def _of_python(source: Path, locked: project.Locked, python: str) -> dict[str, str]:
@@ -352,7 +347,11 @@ def _app(report: Report, code: Codebase, shipped: list[str], app: Callable) -> N
     everything = [*modules, *(module for module in code.of_the_app() if module not in modules)]
     report.workers = habits.workers(everything)
     _data(report, shipped)
+    # Preflight's own check has spoken of the module that the server imports.
+    refused = {app.where.partition(":")[0]} if any(one.where.endswith(".module") for one in report.problems) else set()
     for habit in report.habits:
+        if habit.kind == "port" and habit.where.partition(":")[0] in refused:
+            continue
         verdict = verdicts.verdict(habit, report.name, report.settings, needs_postgresql(report))
         if verdict:
             (report.problems if verdict.stops else report.warnings).append(verdict.problem)
@@ -408,7 +407,7 @@ def _data(report: Report, shipped: list[str]) -> None:
         )
         report.migrations = Migrations("alembic", ini[0], folder, command)
     elif "aerich" in packages:
-        report.migrations = Migrations("aerich", "pyproject.toml", "migrations", ["aerich", "upgrade"])
+        report.migrations = Migrations("aerich", "pyproject.toml", "migrations", ["aerich.cli", "upgrade"])
     # Where the app can do with PostgreSQL or SQLite, MySQL is one choice of several.
     served = {"MySQL"} if needs_postgresql(report) or SQLITE & set(report.drivers) else set()
     for name, service in report.services.items():

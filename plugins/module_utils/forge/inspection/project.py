@@ -56,6 +56,8 @@ class Locked:
         versions: What it pins; empty where that is not known.
         sdists: Packages without any wheel in it.
         strange: Lines that pin nothing.
+        pinned: Whether it pins at all.
+        named: Whether the platform finds it only where the entry names it.
     """
 
     file: str = ""
@@ -64,6 +66,7 @@ class Locked:
     sdists: list[str] = field(default_factory=list)
     strange: list[str] = field(default_factory=list)
     pinned: bool = True
+    named: bool = False
 
 
 @dataclass

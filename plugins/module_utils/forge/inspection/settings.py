@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,7 +31,11 @@ _NOT_OF_THE_APP = re.compile(
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL = re.compile(r"(?:^|_)(?:DATABASE|DB|POSTGRES(?:QL)?|PG|SQLALCHEMY)\w*?_?(?:URL|URI|DSN)$|^DSN$", re.IGNORECASE)
-_WITH_CREDENTIALS = re.compile(r"(?:^|_)(?:DSN|URL|URI)$", re.IGNORECASE)
+_WITH_CREDENTIALS = re.compile(
+    r"(?:^|_)(?:DATABASE|DB|PG|POSTGRES\w*|MYSQL|MONGO\w*|REDIS|BROKER|CELERY\w*|AMQP|RABBIT\w*|SMTP|CACHE|QUEUE)\w*?"
+    r"_?(?:DSN|URL|URI)$",
+    re.IGNORECASE,
+)
 _DEEPEST = 5
 
 
@@ -222,8 +227,8 @@ def _settings_of(code: Codebase, field: _Field, prefix: str, delimiter: str, rea
 
 def _setting(name: str, required: bool, default: Any, kind: str, field: _Field, reader: str) -> Setting:
     short = _short(kind)
-    secret = "Secret" in kind or (secret_scan.is_secret_name(name) and not re.fullmatch(r"bool|int|float", short))
-    return Setting(name, required, default, secret, short, field.where, reader)
+    named_so = secret_scan.is_secret_name(name) and short not in ("bool", "int", "float")
+    return Setting(name, required, default, "Secret" in kind or named_so, short, field.where, reader)
 
 
 def _short(kind: str) -> str:
@@ -264,9 +269,10 @@ def _names_and_default(field: _Field) -> tuple[list[str], Any]:
 def _value(node: ast.AST | None) -> Any:
     try:
         value = ast.literal_eval(node) if isinstance(node, ast.expr) else None
-    except ValueError:
-        return None
-    return None if value is ... else value
+        json.dumps(value)
+    except (ValueError, TypeError):
+        return None  # No literal, or one that no report can hold.
+    return value
 
 
 def _nested(code: Codebase, field: _Field) -> tuple[Module, ast.ClassDef] | None:
@@ -282,6 +288,7 @@ def _nested(code: Codebase, field: _Field) -> tuple[Module, ast.ClassDef] | None
 
 def _reads(module: Module) -> Iterator[Setting]:
     """Yield what is read without a class: os.environ, os.getenv, and the callables of small libraries."""
+    guarded = _guarded(module)
     for node in ast.walk(module.tree):
         if (
             isinstance(node, ast.Subscript)
@@ -289,7 +296,7 @@ def _reads(module: Module) -> Iterator[Setting]:
             and module.full_name(node.value) == "os.environ"
             and (name := text(node.slice))
         ):
-            yield _read(name, True, None, f"{module.file}:{node.lineno}", "os.environ")
+            yield _read(name, name not in guarded, None, f"{module.file}:{node.lineno}", "os.environ")
     for call in module.calls:
         name = text(call.argument(0, "key"))
         if not name:
@@ -306,10 +313,26 @@ def _reads(module: Module) -> Iterator[Setting]:
             )
             if given is None and call.name.startswith("environs."):
                 given = call.argument(1, "default")
-            yield replace(
-                _read(name, given is None, _value(given), call.where, call.name.partition("(")[0]),
-                secret="Secret" in ast.unparse(call.node) or secret_scan.is_secret_name(name),
-            )
+            found = _read(name, given is None, _value(given), call.where, call.name.partition("(")[0])
+            # `cast=Secret` of Starlette says it, whatever the name.
+            yield replace(found, secret=found.secret or "Secret" in ast.unparse(call.node))
+
+
+def _guarded(module: Module) -> set[str]:
+    """Return the variables that the module looks for before it takes them, or does without."""
+    found = set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Compare) and any(isinstance(operator, (ast.In, ast.NotIn)) for operator in node.ops):
+            found.add(text(node.left))
+        elif isinstance(node, ast.Call) and module.full_name(node.func) in _GETTERS and node.args:
+            found.add(text(node.args[0]))
+        elif isinstance(node, ast.Try) and any(
+            "KeyError" in ast.unparse(one.type) for one in node.handlers if one.type
+        ):
+            found |= {
+                text(inner.slice) for part in node.body for inner in ast.walk(part) if isinstance(inner, ast.Subscript)
+            }
+    return {name for name in found if name}
 
 
 def _is_config(name: str) -> bool:
@@ -325,5 +348,5 @@ def _read(name: str, required: bool, default: Any, where: str, reader: str) -> S
 
 
 def may_hold_credentials(setting: Setting) -> bool:
-    """Tell whether a setting is a URL, which may carry a password."""
+    """Tell whether a setting is the URL of a server that asks for a password as a rule."""
     return bool(_WITH_CREDENTIALS.search(setting.name)) or setting.kind.endswith("Dsn")

@@ -51,7 +51,11 @@ def _verdict(report: Report) -> str:
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
     about, app = report.project, report.callable
     where = report.path if report.source == "." else f"{report.source} in {report.path}"
-    yield "source", f"{where}, a {report.kind}" + (f", {about.name} {about.version}".rstrip() if about.name else "")
+    yield (
+        "source",
+        f"{where}, {'an' if report.kind == 'sdist' else 'a'} {report.kind}"
+        + (f", {about.name} {about.version}".rstrip() if about.name else ""),
+    )
     fits = ", ".join(about.fits()) or "no supported distribution"
     yield "python", (f"{about.python} ({about.python_from}): " if about.python else "any, as nothing is said: ") + fits
     if app:
