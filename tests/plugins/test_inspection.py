@@ -21,7 +21,6 @@ from forge.inspection.entry import FILL_IN
 from forge.inspection.judge import Report, inspect
 from forge.problems import Problem
 from forge.source_files import SourceError
-from forge.specs import read_options
 from sources import HASH
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,8 +96,6 @@ def entry(report: Report) -> dict[str, Any]:
 def refused(report: Report, source: str = "vault") -> list[Problem]:
     """Return what preflight says of the printed entry once it is filled in."""
     apps = yaml.safe_load(report.entry_text.replace(FILL_IN, "something"))["apps"]
-    if "settings_prefix" not in read_options(ROOT / "roles", "app", "entry"):
-        apps = {name: of_today(one) for name, one in apps.items()}
     given: dict[str, Any] = {
         "root": ROOT,
         "roles": ROOT / "roles",
@@ -113,15 +110,6 @@ def refused(report: Report, source: str = "vault") -> list[Problem]:
     outcome = preflight.Outcome()
     preflight._entries(inventory, outcome)
     return outcome.problems
-
-
-def of_today(one: dict[str, Any]) -> dict[str, Any]:
-    """Return an entry without the options that are still to come."""
-    new = ("settings_prefix", "commands", "build_packages")
-    kept = {key: value for key, value in one.items() if key not in new and value != ""}
-    if "database" in kept:
-        kept["database"] = {key: value for key, value in kept["database"].items() if key != "url_format"}
-    return {"secrets": {"role_id": "r", "variables": {"SHOP_KEY": "shop_key"}}, **kept}
 
 
 def test_a_good_app_has_nothing_to_be_done(tmp_path: Path) -> None:

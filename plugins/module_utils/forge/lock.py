@@ -129,7 +129,7 @@ def _against_manifest(
     project: dict[str, Any] = document.get("project") or {}
     return [
         *_python(project.get("requires-python"), target, f"{where}.source"),
-        *_dependencies(project.get("dependencies") or [], locked, target, f"{where}.lock", lock, do),
+        *dependency_problems(project.get("dependencies") or [], locked, target, f"{where}.lock", lock, do),
     ]
 
 
@@ -152,9 +152,10 @@ def _python(wanted: str | None, target: Target, where: str) -> list[Problem]:
     ]
 
 
-def _dependencies(
+def dependency_problems(
     dependencies: list[str], locked: Mapping[str, str], target: Target, where: str, lock: str, do: str
 ) -> list[Problem]:
+    """Return what a lock's versions by name lack of declared dependencies; `do` mends it."""
     wrong = []
     for text in dependencies:
         try:

@@ -122,10 +122,10 @@ def is_hashed(text: str) -> bool:
     return any(pin.hashed for pin in parse(text)[0])
 
 
-def command(file: str) -> str:
+def command(file: str, manifest: str = MANIFEST) -> str:
     """Return the command that writes a lock anew."""
     tool = {_UV: "uv lock", _POETRY: "poetry lock", _PDM: "pdm lock"}.get(Path(file).name)
-    return f"`{tool}`" if tool else f"`uv pip compile --universal --generate-hashes {MANIFEST} -o {file}`"
+    return f"`{tool}`" if tool else f"`uv pip compile --universal --generate-hashes {manifest} -o {file}`"
 
 
 def _first(folder: Path) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import app_source, lock, secret_scan
+from .. import app_source, lock, locks, secret_scan
 from ..problems import Problem
 from . import callables, habits, project, routes, settings, sources, verdicts
 from .callables import Callable
@@ -305,15 +305,15 @@ def _locks(report: Report, source: Path, shipped: list[str]) -> None:
     elif not locked.pinned and report.kind == "folder":
         report.warnings.append(Problem(locked.file, "a lock", "only ranges of versions", again))
     elif locked.pinned and not locked.hashed:
-        better = _command(locked.file, about.manifest or "requirements.in")
+        better = locks.command(locked.file, about.manifest or "requirements.in")
         do = f"nothing has to be done: the platform adds the hashes that the index has today; better is {better}"
         report.warnings.append(Problem(locked.file, "a hash for every package", "versions alone", do))
     if locked.versions and about.manifest == "pyproject.toml" and not locked.strange:
         fitting = about.fits() or list(project.PYTHONS)
         versions = _of_python(source, locked, project.PYTHONS[fitting[0]])
         target = lock.Target(project.PYTHONS[fitting[0]])
-        do = f"write it anew with {_command(locked.file)}"
-        report.problems += lock._dependencies(about.dependencies, versions, target, locked.file, locked.file, do)
+        do = f"write it anew with {locks.command(locked.file)}"
+        report.problems += lock.dependency_problems(about.dependencies, versions, target, locked.file, locked.file, do)
 
 
 def _lists(shipped: list[str]) -> list[str]:
@@ -321,12 +321,6 @@ def _lists(shipped: list[str]) -> list[str]:
     found = [name for name in shipped if re.search(r"(?:^|/)requirements[\w./-]*\.txt$", name)]
     kept = [name for name in found if not re.search(r"dev|test|doc|lint|ci", name.partition("requirements")[2])]
     return sorted(kept, key=lambda name: ("prod" not in name, "base" not in name, name.count("/"), name))
-
-
-def _command(file: str, manifest: str = "pyproject.toml") -> str:
-    """Return the command that writes a lock."""
-    tool = {"uv.lock": "uv lock", "poetry.lock": "poetry lock", "pdm.lock": "pdm lock"}.get(file)
-    return f"`{tool or f'uv pip compile --universal --generate-hashes {manifest} -o {file}'}`"
 
 
 def _of_python(source: Path, locked: project.Locked, python: str) -> dict[str, str]:
