@@ -89,9 +89,10 @@ def check_programs(layout: Layout, app: App, release: str) -> None:
         if program(folder, first):
             continue
         package = first.partition(".")[0]
-        found = [folder / "source" / app.python_path, *(folder / "venv").glob("lib/python*/site-packages")]
-        if package not in sys.stdlib_module_names and not any(
-            (path / package).is_dir() or any(path.glob(f"{package}.*")) for path in found
+        folders = [folder / "source" / app.python_path, *(folder / "venv").glob("lib/python*/site-packages")]
+        if not all(part.isidentifier() for part in first.split(".")) or (
+            package not in sys.stdlib_module_names
+            and not any((path / package).is_dir() or any(path.glob(f"{package}.*")) for path in folders)
         ):
             raise Refused(
                 f"expected apps.{app.name}.commands.{name} to begin with a Python module, or a program of the "
