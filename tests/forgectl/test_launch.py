@@ -22,6 +22,8 @@ from forgectl.layout import Layout
 # Stands where Gunicorn would: it tells what it was given.
 TELL = "import json, os, sys; print(json.dumps([sys.argv, dict(os.environ), os.getcwd(), os.getpid(), sys.path]))"
 VARIABLES = "".join(f'V_{key.upper()} = "{key}"\n' for key in HARD_VALUES)
+# As a URL has it, of a password with what means something there.
+LOGIN = "inbox_app:p%40%2F%25%20x"
 LAUNCH = "import sys; from pathlib import Path; from forgectl.launch import main; main(sys.argv[2:], Path(sys.argv[1]))"
 
 
@@ -129,9 +131,9 @@ def test_the_secrets_name_the_user_in_the_url(host: Layout, bao: Bao, name: str 
     [
         (
             "postgresql+psycopg://{user}:{password}@/{name}?host=/run",
-            "postgresql+psycopg://inbox_app:p%40%2F%25%20x@/inbox?host=/run",
+            "postgresql+psycopg://" + LOGIN + "@/inbox?host=/run",
         ),
-        ("postgres://{user}:{password}@{host}/{name}", "postgres://inbox_app:p%40%2F%25%20x@%2Frun/inbox"),
+        ("postgres://{user}:{password}@{host}/{name}", "postgres://" + LOGIN + "@%2Frun/inbox"),
         ("mysql://{name}", "mysql://inbox"),
     ],
 )

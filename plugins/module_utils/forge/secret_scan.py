@@ -18,8 +18,8 @@ _SHAPES = (
     ("a private key", re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----")),
     # https://developer.hashicorp.com/vault/docs/concepts/tokens#token-prefixes; OpenBao issues the short form.
     ("a Vault token", re.compile(r"(?<![\w.-])(?:hv[sbr]\.[\w-]{20,}|[sr]\.[A-Za-z0-9]{24}(?![\w.-])|b\.[\w-]{60,})")),
-    # {{password}} is a place for one.
-    ("a URL with a password", re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*:(?!{{+\w+}}+@)[^/\s@]+@")),
+    # {{password}} is a place for one, and so is {password}.
+    ("a URL with a password", re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@]*:(?!{+\w+}+@)[^/\s@]+@")),
     ("a GitHub token", re.compile(r"\b(?:gh[opsur]_[A-Za-z0-9]{36,}|github_pat_\w{50,})")),
     ("a Slack token", re.compile(r"\bxox[abeprs]-[A-Za-z0-9-]{10,}")),
     ("an AWS secret access key", re.compile(r"(?i)aws.{0,20}secret.{0,20}['\"=:\s][A-Za-z0-9/+]{40}\b")),
