@@ -126,12 +126,14 @@ def start(layout: Layout, slot: str) -> None:
 def schedule(layout: Layout, slot: str) -> None:
     """Have those on a schedule run from the release in a slot from now on; a run that has begun is left alone."""
     release = layout.slot_release(slot)
-    app = config.load(layout.settings(release)) if release else None
+    if release is None:
+        raise Refused(f"expected a release in {layout.slots / slot}; found none; release one")
+    app = config.load(layout.settings(release))
     wanted: dict[str, str] = {}
-    for name, command in app.commands.items() if app and release else ():
+    for name, command in app.commands.items():
         if command.schedule:
             service, timer = layout.scheduled_units(name)
-            wanted[service] = _unit(layout, slot, release or "", app, name, command)
+            wanted[service] = _unit(layout, slot, release, app, name, command)
             wanted[timer] = TIMER.format(release=release, app=layout.name, name=name, schedule=command.schedule)
     present = layout.timed_units()
     if gone := [unit for unit in present if unit.endswith(".timer") and unit not in wanted]:

@@ -147,6 +147,7 @@ def wait_ready(layout: Layout, slot: str, limit: float) -> float:
     status: int | None = None
     ready: set[str] = set()
     found = ""
+    unit: dict[str, str] = {}
     while not found:
         unit = systemd.show(layout.service(slot))
         # With a job queued it has not begun yet.
