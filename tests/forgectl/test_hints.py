@@ -36,6 +36,7 @@ def app() -> App:
         ("KeyError: 'STRIPE_KEY'", "STRIPE_KEY: set it in apps.inbox.settings or, if it is secret"),
         ("pydantic_core.ValidationError: 2 validation errors for AppSettings", "its AppSettings reads is missing"),
         ("BlockingIOError: [Errno 11] Resource temporarily unavailable", "raise apps.inbox.tasks_max"),
+        ("MemoryError: Cannot allocate write+execute memory for ffi.callback()", "set apps.inbox.executable_memory"),
         ("KeyError: 'lower case'", ""),
         ("PermissionError: [Errno 1] Operation not permitted", ""),
         ("something else", ""),
@@ -64,6 +65,21 @@ def test_processes_that_left_their_maker_are_told(app: App, tmp_path: Path) -> N
     assert hints.of_processes(app, "inbox@blue.service", "10", tmp_path) == ""
     fake(tmp_path, 13, "inbox@blue.service", 1)
     assert "as a daemon does: have apps.inbox.module" in hints.of_processes(app, "inbox@blue.service", "10", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("state", "result", "status", "expected"),
+    [
+        ("inactive", "success", "0", "it ends its own worker, or forks into the background"),
+        ("activating", "oom-kill", "9", "raise apps.inbox.memory_max_mib"),
+        ("failed", "exit-code", "3", ""),
+        ("active", "success", "0", ""),
+    ],
+)
+def test_an_end_is_told_in_words(app: App, state: str, result: str, status: str, expected: str) -> None:
+    found = hints.of_end(app, {"ActiveState": state, "Result": result, "ExecMainStatus": status})
+    assert expected in found
+    assert bool(found) == bool(expected)
 
 
 def test_a_listener_of_its_own_is_told(app: App, tmp_path: Path) -> None:

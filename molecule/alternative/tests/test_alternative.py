@@ -36,6 +36,7 @@ NOT_OVERRIDDEN = {
     "metrics_path": "fixed by the app",
     "settings_prefix": "fixed by the app",
     "commands": "scenario shape",
+    "executable_memory": "scenario shape",
     "stream_timeout": "scenario shape",
     "websocket_timeout": "scenario shape",
     "lock": "the app has one",

@@ -1,7 +1,7 @@
 """What the last words of a release that did not start most often mean, and which option of its entry mends it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,10 +41,18 @@ SAID = (
         "{app}.secrets.variables",
     ),
     (
+        r"write\+execute memory|executable memory|Unable to allocate section memory",
+        "it makes machine code while it runs: set {app}.executable_memory",
+    ),
+    (
         r"BlockingIOError: \[Errno 11\]|can't start new thread",
         "it needs more processes or threads than it may have: raise {app}.tasks_max",
     ),
 )
+
+
+LEAVES = "it ends its own worker, or forks into the background as a daemon does"
+COMMAND = "what runs beside it a command under apps.{}.commands"
 
 
 def of_log(app: App, lines: str) -> str:
@@ -53,6 +61,21 @@ def of_log(app: App, lines: str) -> str:
     for pattern, meaning in SAID:
         if found := list(re.finditer(pattern, lines)):
             return meaning.format(*(group or "" for group in found[-1].groups()), **where)
+    return ""
+
+
+def of_end(app: App, found: Mapping[str, str]) -> str:
+    """What it means that a server is at its end with these properties of its unit, in words; empty for what tells more."""
+    if found["ActiveState"] == "active":
+        return ""
+    if found["Result"] == "oom-kill":
+        return (
+            f"it takes more memory than it may: raise apps.{app.name}.memory_max_mib, or lower apps.{app.name}.workers"
+        )
+    if (found["Result"], found["ExecMainStatus"]) == ("success", "0"):
+        return (
+            f"{LEAVES}: have apps.{app.name}.module make the app and nothing else, and make {COMMAND.format(app.name)}"
+        )
     return ""
 
 
@@ -67,10 +90,7 @@ def of_processes(app: App, unit: str, main: str, root: Path = Path("/")) -> str:
             "`if __name__ == '__main__':`"
         )
     if [process for process in processes if is_orphan(process.name, root) and process.name != main]:
-        return (
-            f"it forks a process that leaves its worker, as a daemon does: have apps.{app.name}.module stay in the "
-            f"foreground, or make what runs beside it a command under apps.{app.name}.commands"
-        )
+        return f"{LEAVES}: have apps.{app.name}.module stay in the foreground, and make {COMMAND.format(app.name)}"
     return ""
 
 

@@ -172,7 +172,8 @@ def wait_ready(layout: Layout, slot: str, limit: float) -> float:
         else:
             time.sleep(POLL_SECONDS)
     lines = systemd.journal(layout.service(slot), wall)
-    if meant := hints.of_log(app, lines) or hints.of_processes(app, layout.service(slot), unit["MainPID"]):
+    meant = hints.of_log(app, lines) or hints.of_processes(app, layout.service(slot), unit["MainPID"])
+    if meant := meant or hints.of_end(app, unit):
         found += f"; {meant}"
     raise CandidateFailed(
         f"expected {app.readiness} of {layout.service(slot)} to answer 200 within {limit:.0f} s; found: {found}", lines
