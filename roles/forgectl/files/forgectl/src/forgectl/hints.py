@@ -10,6 +10,9 @@ from forgectl.config import App
 # TCP_LISTEN in include/net/tcp_states.h
 LISTENING = "0A"
 
+LEAVES = "it ends its own worker, or forks into the background as a daemon does"
+COMMAND = "what runs beside it a command under apps.{}.commands"
+
 # What a log says: what that means. {app} is the entry, {state} the app's own folder; groups of the pattern by number.
 SAID = (
     (
@@ -51,10 +54,6 @@ SAID = (
 )
 
 
-LEAVES = "it ends its own worker, or forks into the background as a daemon does"
-COMMAND = "what runs beside it a command under apps.{}.commands"
-
-
 def of_log(app: App, lines: str) -> str:
     """What the last log lines mean, in words; empty when nobody knows."""
     where = {"app": f"apps.{app.name}", "state": f"/var/lib/{app.name}"}
@@ -65,7 +64,7 @@ def of_log(app: App, lines: str) -> str:
 
 
 def of_end(app: App, found: Mapping[str, str]) -> str:
-    """What it means that a server is at its end with these properties of its unit, in words; empty for what tells more."""
+    """What it means that a server is at its end, by the properties of its unit; empty where other things tell more."""
     if found["ActiveState"] == "active":
         return ""
     if found["Result"] == "oom-kill":
