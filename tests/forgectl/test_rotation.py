@@ -332,7 +332,7 @@ def test_status_shows_what_serves_and_what_was_refused(host: Host) -> None:
         present = host.state
         found: dict[str, Any] = {"app": "inbox", "domain": "d", "live_socket": "blue", "ready": True, "slots": {}}
         found |= {"workers": {"count": 1, "reasons": []}, "secrets": {}, "operation": None}
-        found |= {"maintenance": None, "maintenance_mode": None}
+        found |= {"maintenance": None, "maintenance_mode": None, "readiness": "/ready", "commands": {}}
         found |= {"live": msgspec.to_builtins(present.live), "lock": None, "last": None}
         return status.text(found | {"secrets_refused": msgspec.to_builtins(present.refused())})
 
