@@ -138,7 +138,7 @@ def test_the_secrets_name_the_user_in_the_url(host: Layout, bao: Bao, name: str 
     ],
 )
 def test_the_url_has_the_form_that_the_app_wants(host: Layout, bao: Bao, form: str, expected: str) -> None:
-    bao.put("forge/inbox/app", {**HARD_VALUES, "database_password": "p@/% x"})
+    bao.put("forge/inbox/app", {**HARD_VALUES, "database_password": "p@/% x"})  # pragma: allowlist secret
     url = '"postgresql+asyncpg://inbox_app@%2Frun/inbox"'
     variables = VARIABLES + 'PASSWORD = "database_password"\n'
     description = describe(bao.address, str(bao.ca_file), variables).replace("[settings]", f"[settings]\nURL = {url}")
