@@ -599,6 +599,29 @@ def test_the_old_release_is_asked_for_what_its_own_settings_name(host: Host) -> 
     assert host.state.history[-1].outcome == "rolled back"
 
 
+@pytest.mark.parametrize(
+    ("new", "old", "outcome"),
+    [
+        ({"SubState": "auto-restart", "ActiveState": "activating"}, {}, "rolled back"),
+        ({"NRestarts": "1"}, {}, "rolled back"),
+        ({"ActiveState": "failed"}, {"NRestarts": "9"}, "rolled back"),
+        ({"NRestarts": "1"}, {"SubState": "auto-restart", "ActiveState": "activating"}, "live"),
+        ({"ActiveState": "activating", "Job": "7"}, {}, "live"),
+    ],
+)
+def test_a_command_that_ends_turns_the_release_back(
+    host: Host, new: dict[str, str], old: dict[str, str], outcome: str
+) -> None:
+    """Unless that of the old release does not run either; what restarted long ago and runs is no reason."""
+    watch(host, 0.3)
+    for slot, found in (("green", new), ("blue", old)):
+        host.units[host.layout.command_unit("beat", slot)] |= found
+    host.follow()
+    last = host.state.history[-1]
+    assert last.outcome == outcome
+    assert ("inbox.beat@green.service ended" in last.reason) == bool(outcome == "rolled back" or old)
+
+
 def test_a_verdict_is_awaited_for_as_long_as_the_release_is_watched(host: Host) -> None:
     change = host.change()
     change.run(name(2))

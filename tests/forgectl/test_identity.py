@@ -560,3 +560,16 @@ def test_a_host_that_can_not_open_its_credentials_gets_new_ones(
     assert states(host) == dict.fromkeys(IDENTITIES, "missing")
     enrol(host, documented)
     assert states(host) == dict.fromkeys(IDENTITIES, "ok")
+
+
+def test_an_app_without_secrets_has_no_identity(layout: Layout) -> None:
+    """Nobody is asked, there is nothing to renew, and who wants to set a value is told where to begin."""
+    secrets = config.Secrets(source="none")
+    app = msgspec.structs.replace(config.decode(describe().encode(), layout.description), secrets=secrets)
+    assert (identity.identities(app), identity.approles(app), identity.due(layout, app)) == ([], [], [])
+    assert identity.fetch(layout, app, "app") == ({}, 0)
+    assert identity.check(layout, app)["identities"] == {}
+    with pytest.raises(
+        Refused, match=r"expected inbox to have secrets; found none; name them under apps\.inbox\.secrets"
+    ):
+        identity.need_source(app, "vault", "")

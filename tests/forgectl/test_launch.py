@@ -22,6 +22,8 @@ from forgectl.layout import Layout
 # Stands where Gunicorn would: it tells what it was given.
 TELL = "import json, os, sys; print(json.dumps([sys.argv, dict(os.environ), os.getcwd(), os.getpid(), sys.path]))"
 VARIABLES = "".join(f'V_{key.upper()} = "{key}"\n' for key in HARD_VALUES)
+# As a URL has it, of a password with what means something there.
+LOGIN = "inbox_app:p%40%2F%25%20x"
 LAUNCH = "import sys; from pathlib import Path; from forgectl.launch import main; main(sys.argv[2:], Path(sys.argv[1]))"
 
 
@@ -55,11 +57,9 @@ def patient(seconds: float, description: str) -> str:
     return description.replace("[secrets]\n", f"[secrets]\nretry_seconds = {seconds}\n")
 
 
-def launch(
-    layout: Layout, mode: str = "app", which: str = "blue", **environment: str
-) -> subprocess.CompletedProcess[str]:
+def launch(layout: Layout, mode: str = "app", *which: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", LAUNCH, str(layout.root), mode, "inbox", which],
+        [sys.executable, "-c", LAUNCH, str(layout.root), mode, "inbox", *(which or ("blue",))],
         env={
             "PYTHONPATH": str(SOURCE),
             "PATH": os.environ["PATH"],
@@ -124,6 +124,80 @@ def test_the_secrets_name_the_user_in_the_url(host: Layout, bao: Bao, name: str 
     environment = json.loads(done.stdout)[1]
     Path(environment["PROMETHEUS_MULTIPROC_DIR"]).rmdir()
     assert environment["URL"] == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (
+            "postgresql+psycopg://{user}:{password}@/{name}?host=/run",
+            "postgresql+psycopg://" + LOGIN + "@/inbox?host=/run",
+        ),
+        ("postgres://{user}:{password}@{host}/{name}", "postgres://" + LOGIN + "@%2Frun/inbox"),
+        ("mysql://{name}", "mysql://inbox"),
+    ],
+)
+def test_the_url_has_the_form_that_the_app_wants(host: Layout, bao: Bao, form: str, expected: str) -> None:
+    bao.put("forge/inbox/app", {**HARD_VALUES, "database_password": "p@/% x"})  # pragma: allowlist secret
+    url = '"postgresql+asyncpg://inbox_app@%2Frun/inbox"'
+    variables = VARIABLES + 'PASSWORD = "database_password"\n'
+    description = describe(bao.address, str(bao.ca_file), variables).replace("[settings]", f"[settings]\nURL = {url}")
+    database = f'placement = "local"\nname = "inbox"\napp_role = "inbox_app"\nurl = {url}\nurl_variable = "URL"\n'
+    write(host, f'{description}[database]\n{database}url_format = "{form}"\n')
+    environment = json.loads(launch(host).stdout)[1]
+    Path(environment["PROMETHEUS_MULTIPROC_DIR"]).rmdir()
+    assert environment["URL"] == expected
+
+
+def test_an_app_without_secrets_asks_nobody(host: Layout) -> None:
+    plain = describe().replace(describe().partition("[secrets]")[2], '\nsource = "none"\n')
+    write(host, plain)
+    done = launch(host, CREDENTIALS_DIRECTORY="/nowhere")
+    assert (done.returncode, done.stderr) == (0, "")
+    Path(json.loads(done.stdout)[1]["PROMETHEUS_MULTIPROC_DIR"]).rmdir()
+
+
+COMMAND = '[commands.beat]\ncommand = ["{first}", "--twice"]\nmemory_max_mib = 64\nstop_seconds = 5\n'
+
+
+def test_a_command_gets_what_the_app_gets(host: Layout, bao: Bao) -> None:
+    """But for what is the server's."""
+    write(host, describe(bao.address, str(bao.ca_file), VARIABLES) + COMMAND.format(first="gunicorn"))
+    arguments, environment, folder, *_ = json.loads(launch(host, "command", "blue", "beat").stdout)
+    assert arguments[1:] == ["--twice"]
+    assert folder == f"{os.path.realpath(host.releases / 'R1')}/source"
+    assert environment["FORGE_ENVIRONMENT"] == "production"
+    assert environment["V_DOLLAR"] == HARD_VALUES["dollar"]
+    assert "PROMETHEUS_MULTIPROC_DIR" not in environment
+
+
+def test_a_command_may_be_a_program_of_the_environment(host: Layout, bao: Bao) -> None:
+    write(host, describe(bao.address, str(bao.ca_file), VARIABLES) + COMMAND.format(first="tell"))
+    program = host.releases / "R1/venv/bin/tell"
+    program.write_text("#!/bin/sh\necho $0 $1\n")
+    program.chmod(0o755)
+    release = os.path.realpath(host.releases / "R1")
+    assert launch(host, "command", "blue", "beat").stdout == f"{release}/venv/bin/tell --twice\n"
+
+
+def test_a_command_that_the_release_lacks_is_told(host: Layout) -> None:
+    done = launch(host, "command", "blue", "beat")
+    assert (done.returncode, "expected [commands.beat] in" in done.stderr) == (78, True)
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ("success", ""),
+        ("exit-code", "<3>ALERT inbox: the command beat failed (exit-code, exited 1); see what it said: "),
+        ("timeout", "<3>ALERT inbox: the command beat failed (timeout, killed KILL); see what it said: "),
+    ],
+)
+def test_the_end_of_a_command_is_told_if_it_was_none_in_order(host: Layout, result: str, said: str) -> None:
+    code, status = ("killed", "KILL") if result == "timeout" else ("exited", "1")
+    done = launch(host, "ended", "beat", SERVICE_RESULT=result, EXIT_CODE=code, EXIT_STATUS=status)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == (f"{said}sudo forgectl logs inbox --command beat\n" if said else "")
 
 
 def test_the_process_stays_the_same(host: Layout) -> None:

@@ -333,6 +333,7 @@ def test_status_shows_what_serves_and_what_was_refused(host: Host) -> None:
         found: dict[str, Any] = {"app": "inbox", "domain": "d", "live_socket": "blue", "ready": True, "slots": {}}
         found |= {"workers": {"count": 1, "reasons": []}, "secrets": {}, "operation": None}
         found |= {"maintenance": None, "maintenance_mode": None, "removed": None, "source": {}}
+        found |= {"readiness": "/ready", "commands": {}}
         found |= {"live": msgspec.to_builtins(present.live), "lock": None, "last": None}
         return status.text(found | {"secrets_refused": msgspec.to_builtins(present.refused())})
 

@@ -35,6 +35,8 @@ def found(folder: Path, module: str, main: str = APP, **files: str) -> str:
         ("shop.main:app", "inner = make()\napp = Middleware(inner)\n"),
         ("shop.main:app", "inner = make()\napp: object = inner\n"),
         ("shop.main:app", "app: object = make()\napp.state.pool = {}\n"),
+        ("shop.main:app", f"{APP}\nif __name__ == '__main__':\n    import uvicorn\n\n    uvicorn.run(app)\n"),
+        ("shop.main:app", f"{APP}\ndef main():\n    uvicorn.run(app)\n"),
     ],
 )
 def test_apps_that_gunicorn_would_find(tmp_path: Path, module: str, main: str) -> None:
@@ -59,6 +61,9 @@ def test_apps_that_gunicorn_would_find(tmp_path: Path, module: str, main: str) -
         ("shop.main:app", "def broken(:\n", "line 1: "),
         ("shop.web:app", APP, "ASGI apps there: shop.main:app"),
         ("shop:main", APP, "no such name"),
+        ("shop.main:app", f"{APP}\nuvicorn.run(app, port=8000)\n", "line 10 starts a server of its own"),
+        ("shop.main:app", f"{APP}\nif DEBUG:\n    uvicorn.run(app)\n", "put that line behind `if __name__"),
+        ("shop.main:app", "if __name__ == '__main__':\n    app = make()\n", "no such name"),
     ],
 )
 def test_apps_that_gunicorn_would_not_find(tmp_path: Path, module: str, main: str, expected: str) -> None:

@@ -257,7 +257,56 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
     ),
     "liveness is readiness": (
         app(ready_path="/health"),
-        ("apps.shop.ready_path", "a path other than health_path", "/health", "give the app two endpoints"),
+        (
+            "apps.shop.ready_path",
+            "a path other than health_path",
+            "/health",
+            "give the app two endpoints; or, where it has but this one, set health_path to an empty string",
+        ),
+    ),
+    "database without a secret": (
+        app(secrets=None, database={}),
+        ("apps.shop.secrets", "since the app has a database", "it is not set", "map a variable to the key"),
+    ),
+    "prefix that begins no name": (
+        app(settings_prefix="MY-APP-"),
+        ("apps.shop.settings_prefix", "what the name of a variable may begin with", "MY-APP-", "use letters"),
+    ),
+    "setting that the prefix names": (
+        app(settings_prefix="SHOP_", settings={"SHOP_DATABASE_URL": "x"}, database={}),
+        ("apps.shop.settings.SHOP_DATABASE_URL", "to come from apps.shop.database.url", "a second value", "remove it"),
+    ),
+    "form of a URL with a field that there is not": (
+        app(database={"url_format": "postgresql://{username}@{host}/{name}"}),
+        ("apps.shop.database.url_format", "no other braces than", "another text", "{user}:{password}@{host}/{name}"),
+    ),
+    "name of a command": (
+        app(commands={"send_mails": {"command": ["shop.mails"]}}),
+        ("apps.shop.commands.send_mails", "a name of lower-case letters", "send_mails", "rename the command"),
+    ),
+    "command without a program": (
+        app(commands={"mails": {"schedule": "hourly"}}),
+        ("apps.shop.commands.mails.command", "a list of str", "it is not set", "set it: A program of the app's"),
+    ),
+    "command in one line": (
+        app(commands={"mails": ["shop.mails"]}),
+        ("apps.shop.commands.mails", "a mapping with at least command", "a list", "fill it in"),
+    ),
+    "program with a folder": (
+        app(commands={"mails": {"command": ["/usr/bin/env", "python"]}}),
+        ("apps.shop.commands.mails.command", "a program of the app's environment", "/usr/bin/env", "name it without"),
+    ),
+    "option of a command": (
+        app(commands={"mails": {"command": ["shop.mails"], "cron": "hourly"}}),
+        ("apps.shop.commands.mails.cron", "one of the options command,", "cron", "remove it"),
+    ),
+    "command that never stops": (
+        app(commands={"mails": {"command": ["shop.mails"], "stop_seconds": 0}}),
+        ("apps.shop.commands.mails.stop_seconds", "a number from 1 to 3600", "0", "correct stop_seconds"),
+    ),
+    "memory of commands that does not fit": (
+        app(workers=1, commands={"mails": {"command": ["shop.mails"], "memory_max_mib": 1024 * 1024}}),
+        ("memory of all apps together", "kept for the system", "shop 1 x 150 + 1048576 for its commands", "lower apps"),
     ),
     "secret under its name": (
         app(settings={"API_TOKEN": PASSWORD}),
@@ -527,6 +576,18 @@ ACCEPTED: dict[str, Change] = {
         "secrets_vault_ca_file": None,
         **app(secrets={"role_id": None}, database={"migration": {}}),
     },
+    "without anything": {
+        "secrets_vault_address": None,
+        "secrets_vault_ca_file": None,
+        **app(secrets=None, settings_prefix="", health_path="", ready_path="", metrics_path=""),
+    },
+    "commands": app(
+        commands={
+            "mails": {"command": ["shop.mails"], "memory_max_mib": 32},
+            "report": {"command": ["report", "--all"], "schedule": "*-*-* 03:00:00"},
+        }
+    ),
+    "one path for both": app(health_path="", ready_path="/health"),
     "bound secret ids": {"secrets_bound_cidrs": ["192.0.2.10/32", "2001:DB8::/64"], "secrets_retry_seconds": 59},
     "ACME server": acme(email="ops@example.com", ca_file=CERTIFICATE),
     "own certificate": merged(files("good", "good"), app(aliases=["www.shop.example.com"])),

@@ -115,3 +115,26 @@ def test_limits() -> None:
     assert memory_limit(plan(memory_max_mib=77), host()) == 77
     assert cpu_limit(app, host(1.5)) == 150
     assert cpu_limit(plan(cpu_quota_percent=40), host()) == 40
+
+
+def test_commands_count_in_full() -> None:
+    """Those that go on are in both slots of a cutover; those on a schedule are there once."""
+    shop = plan(fixed=2, worker_mib=100, slot_commands_mib=300, host_commands_mib=50)
+    assert choose([shop], host(4, 2000), []) == []
+    assert memory_needed([shop]) == 2 * (200 + 300) + 50
+    blog = plan("blog", fixed=1, worker_mib=100)
+    choose([shop, blog], host(4, 8000), [])
+    assert memory_needed([shop, blog]) == 500 + 100 + 500 + 50
+    (problem,) = choose([shop], host(4, 1200), [])
+    assert "shop 2 x 100 + 350 for its commands + 500 for the second slot of shop" in problem.found
+    # The limit of the server's own unit is not theirs.
+    assert memory_limit(shop, host(4, 8000)) == 2 * 200 + 64
+
+
+def test_commands_connect_as_workers_do() -> None:
+    """Each may have a pool of its own."""
+    shop = plan(fixed=2, demand=Demand("local", 1, 4, migration=2, commands=3))
+    (problem,) = choose([shop], host(), [Server("local", 40, "postgresql_max_connections", exporter=2, reserved=5)])
+    assert problem.found.startswith(
+        "59: shop: 1 hosts x (2 workers + 3 commands) x 2 slots x (4 pool_max + 1 listener)"
+    )

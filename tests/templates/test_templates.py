@@ -73,6 +73,7 @@ CHANGED: dict[str, Any] = {
     "cpu_quota_percent": 60,
     "tasks_max": 99,
     "request_timeout": 130,
+    "executable_memory": True,
     "stream_timeout": 500,
     "websocket_timeout": 600,
     "max_body_kib": 5,
@@ -487,6 +488,8 @@ def test_sandbox_is_in_both_units(rendered: Path, name: str) -> None:
         assert slot[key] == migration[key]
     assert slot["ProtectSystem"] == ["strict"]
     assert slot["ReadWritePaths"] == [f"/var/lib/{name}"]
+    assert slot["MemoryDenyWriteExecute"] == (["yes"] if name == "plain" else ["yes", "no"])
+    assert slot["MemorySwapMax"] == ["0"]
     assert "ReadWritePaths" not in migration
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -581,3 +582,45 @@ async def test_reload_closes_no_connection_that_is_in_use(edge: Edge, slots: Any
     assert not flag.exists()
     _, headers, _ = await once(edge.port, "GET")
     assert headers["connection"] == "keep-alive"
+
+
+def asked(slot: Slot, method: str) -> list[tuple[int, str, bytes]]:
+    """Ask a slot many times: status, worker, body."""
+    found = []
+    for _ in range(60):
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(slot.socket))
+        connection.request(method, "/")
+        answer = connection.getresponse()
+        found.append((answer.status, answer.headers["X-Forge-Worker"], answer.read()))
+        connection.close()
+    return found
+
+
+@pytest.mark.parametrize("parser", ["httptools", "h11"])
+def test_the_server_answers_for_an_app_without_a_path(tmp_path: Path, parser: str) -> None:
+    """Each worker by itself, once the app has started; the app itself sees no such request, and every other."""
+    slot = Slot(tmp_path / "slots/blue", entry(ready_path="", health_path=""), boot_s=1)
+    with (slot.folder / "gunicorn.conf.py").open("a") as conf:
+        conf.write(f'\nWorker.CONFIG_KWARGS["http"] = "{parser}"\n')
+    try:
+        began = time.monotonic()
+        slot.launch()
+        answers = asked(slot, "TRACE")
+        assert time.monotonic() - began > 1
+        assert {(status, body) for status, _, body in answers} == {(200, b"")}
+        assert {worker for _, worker, _ in answers} <= {str(pid) for _, pid, _ in slot.events("serves")}
+        assert {json.loads(body)["method"] for _, _, body in asked(slot, "GET")} == {"GET"}
+    finally:
+        slot.close()
+
+
+def test_an_app_with_its_paths_gets_every_request(tmp_path: Path) -> None:
+    """Nothing stands between it and the server."""
+    slot = Slot(tmp_path / "slots/blue", entry())
+    try:
+        slot.start()
+        assert {json.loads(body)["method"] for _, _, body in asked(slot, "TRACE")} == {"TRACE"}
+    finally:
+        slot.close()

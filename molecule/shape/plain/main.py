@@ -1,6 +1,7 @@
 """An app as a stranger may have written it: plain text for a log, no path for probes, files where it likes."""
 
 import asyncio
+import mmap
 import os
 import tempfile
 from collections.abc import AsyncIterator
@@ -29,6 +30,13 @@ def write() -> dict[str, str]:
     with tempfile.NamedTemporaryFile() as file:
         file.write(b"gone")
         return {"home": str(home), "temporary": file.name}
+
+
+@app.get("/machine-code")
+async def compile_it() -> dict[str, bool]:
+    """Take memory as a just-in-time compiler does."""
+    mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+    return {"compiled": True}
 
 
 @app.get("/silent/{seconds}")

@@ -132,6 +132,14 @@ def test_files_have_their_places(host: Host, plain: httpx.Client) -> None:
     assert found["temporary"].startswith("/tmp/")
 
 
+def test_a_compiler_gets_its_memory(host: Host, plain: httpx.Client) -> None:
+    """Where the entry asks for it, and nowhere else."""
+    assert plain.get("/machine-code").json() == {"compiled": True}
+    assert show(host, live_unit(host), "MemoryDenyWriteExecute") == "no"
+    slot = answer(forgectl(host, "status", "inbox", "--json"))["live"]["slot"]
+    assert show(host, f"inbox@{slot}.service", "MemoryDenyWriteExecute") == "yes"
+
+
 def test_limits_hold(host: Host, plain: httpx.Client) -> None:
     """Those of the unit as the kernel has them, and Nginx's for each client."""
     unit = live_unit(host)
@@ -230,7 +238,7 @@ def test_what_does_not_start_is_told_how_to(host: Host, source: Path, code: str,
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("if os.fork():\n    os._exit(0)", "it forks a process that leaves its worker, as a daemon does"),
+        ("if os.fork():\n    os._exit(0)", "it ends its own worker, or forks into the background as a daemon does"),
         (
             "import uvicorn\nif os.open('/tmp/one', os.O_CREAT) and not os.path.exists('/tmp/two'):\n"
             "    open('/tmp/two', 'w')\n    uvicorn.Server(uvicorn.Config(app, port=8099)).run()",

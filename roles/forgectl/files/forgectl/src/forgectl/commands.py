@@ -89,9 +89,10 @@ def check_programs(layout: Layout, app: App, release: str) -> None:
         if program(folder, first):
             continue
         package = first.partition(".")[0]
-        found = [folder / "source" / app.python_path, *(folder / "venv").glob("lib/python*/site-packages")]
-        if package not in sys.stdlib_module_names and not any(
-            (path / package).is_dir() or any(path.glob(f"{package}.*")) for path in found
+        folders = [folder / "source" / app.python_path, *(folder / "venv").glob("lib/python*/site-packages")]
+        if not all(part.isidentifier() for part in first.split(".")) or (
+            package not in sys.stdlib_module_names
+            and not any((path / package).is_dir() or any(path.glob(f"{package}.*")) for path in folders)
         ):
             raise Refused(
                 f"expected apps.{app.name}.commands.{name} to begin with a Python module, or a program of the "
@@ -125,12 +126,15 @@ def start(layout: Layout, slot: str) -> None:
 def schedule(layout: Layout, slot: str) -> None:
     """Have those on a schedule run from the release in a slot from now on; a run that has begun is left alone."""
     release = layout.slot_release(slot)
-    app = config.load(layout.settings(release)) if release else None
+    if release is None:
+        # Nothing that a hand-over should fail for: there is none to run them from.
+        return
+    app = config.load(layout.settings(release))
     wanted: dict[str, str] = {}
-    for name, command in app.commands.items() if app and release else ():
+    for name, command in app.commands.items():
         if command.schedule:
             service, timer = layout.scheduled_units(name)
-            wanted[service] = _unit(layout, slot, release or "", app, name, command)
+            wanted[service] = _unit(layout, slot, release, app, name, command)
             wanted[timer] = TIMER.format(release=release, app=layout.name, name=name, schedule=command.schedule)
     present = layout.timed_units()
     if gone := [unit for unit in present if unit.endswith(".timer") and unit not in wanted]:

@@ -1,7 +1,7 @@
 """What the last words of a release that did not start most often mean, and which option of its entry mends it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,6 +9,9 @@ from forgectl.config import App
 
 # TCP_LISTEN in include/net/tcp_states.h
 LISTENING = "0A"
+
+LEAVES = "it ends its own worker, or forks into the background as a daemon does"
+COMMAND = "what runs beside it a command under apps.{}.commands"
 
 # What a log says: what that means. {app} is the entry, {state} the app's own folder; groups of the pattern by number.
 SAID = (
@@ -41,6 +44,10 @@ SAID = (
         "{app}.secrets.variables",
     ),
     (
+        r"write\+execute memory|executable memory|Unable to allocate section memory",
+        "it makes machine code while it runs: set {app}.executable_memory",
+    ),
+    (
         r"BlockingIOError: \[Errno 11\]|can't start new thread",
         "it needs more processes or threads than it may have: raise {app}.tasks_max",
     ),
@@ -56,6 +63,21 @@ def of_log(app: App, lines: str) -> str:
     return ""
 
 
+def of_end(app: App, found: Mapping[str, str]) -> str:
+    """What it means that a server is at its end, by the properties of its unit; empty where other things tell more."""
+    if found["ActiveState"] == "active":
+        return ""
+    if found["Result"] == "oom-kill":
+        return (
+            f"it takes more memory than it may: raise apps.{app.name}.memory_max_mib, or lower apps.{app.name}.workers"
+        )
+    if (found["Result"], found["ExecMainStatus"]) == ("success", "0"):
+        return (
+            f"{LEAVES}: have apps.{app.name}.module make the app and nothing else, and make {COMMAND.format(app.name)}"
+        )
+    return ""
+
+
 def of_processes(app: App, unit: str, main: str, root: Path = Path("/")) -> str:
     """What the processes of a unit do that a server's must not, in words: listen by themselves, or run away."""
     processes = list(_processes(unit, root))
@@ -67,10 +89,7 @@ def of_processes(app: App, unit: str, main: str, root: Path = Path("/")) -> str:
             "`if __name__ == '__main__':`"
         )
     if [process for process in processes if is_orphan(process.name, root) and process.name != main]:
-        return (
-            f"it forks a process that leaves its worker, as a daemon does: have apps.{app.name}.module stay in the "
-            f"foreground, or make what runs beside it a command under apps.{app.name}.commands"
-        )
+        return f"{LEAVES}: have apps.{app.name}.module stay in the foreground, and make {COMMAND.format(app.name)}"
     return ""
 
 

@@ -147,6 +147,7 @@ def wait_ready(layout: Layout, slot: str, limit: float) -> float:
     status: int | None = None
     ready: set[str] = set()
     found = ""
+    unit: dict[str, str] = {}
     while not found:
         unit = systemd.show(layout.service(slot))
         # With a job queued it has not begun yet.
@@ -171,7 +172,8 @@ def wait_ready(layout: Layout, slot: str, limit: float) -> float:
         else:
             time.sleep(POLL_SECONDS)
     lines = systemd.journal(layout.service(slot), wall)
-    if meant := hints.of_log(app, lines) or hints.of_processes(app, layout.service(slot), unit["MainPID"]):
+    meant = hints.of_log(app, lines) or hints.of_processes(app, layout.service(slot), unit["MainPID"])
+    if meant := meant or hints.of_end(app, unit):
         found += f"; {meant}"
     raise CandidateFailed(
         f"expected {app.readiness} of {layout.service(slot)} to answer 200 within {limit:.0f} s; found: {found}", lines

@@ -119,7 +119,7 @@ def _line(entry: dict[str, Any]) -> str:
 def _how(command: dict[str, Any]) -> str:
     """How a command is, in words."""
     if not command["schedule"]:
-        return command["state"] + (f", restarted {command['restarts']} times" if command["restarts"] else "")
+        return f"{command['state']}" + (f", restarted {command['restarts']} times" if command["restarts"] else "")
     last = f"last {command['last']} ({command['last_result']})" if command["last"] else "never ran"
     following = f"next {command['next'] or 'after this run'}" if command["timer"] == "active" else "its TIMER IS OFF"
     return f"{command['state']} ({command['schedule']}); {last}, {following}"
