@@ -244,8 +244,8 @@ def _mistake(node: ast.AST, target: Target) -> tuple[str, str, str] | None:
     spelt = f"`{target.module}:{target.name}`"
     if isinstance(node, (*_NOT_APPS, ast.Import)):
         return "an ASGI callable", f"{spelt} is bound to something that cannot be called", "name the app itself"
-    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        return None
+    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or node.decorator_list:
+        return None  # What a decorator makes of it takes what it likes.
     arguments = node.args
     positional = len(arguments.posonlyargs) + len(arguments.args)
     if target.called:
