@@ -30,6 +30,7 @@ def found(folder: Path, module: str, main: str = APP, **files: str) -> str:
         ("shop.main:app", "from somewhere import app\n"),  # of an installed package, so believed
         ("shop.main:app", "from somewhere import *\n"),
         ("shop.main:app", "async def app(scope, receive, send): ...\n"),
+        ("shop.main:app", "@framework.to_asgi\nasync def app(request): ...\n"),
         ("shop.main:app", "class App:\n    async def __call__(self, scope, receive, send): ...\n\n\napp = App()\n"),
         ("shop.main:app", "try:\n    import x\nexcept ImportError:\n    app = None\nelse:\n    app = x.App()\n"),
         ("shop.main:app", "inner = make()\napp = Middleware(inner)\n"),
