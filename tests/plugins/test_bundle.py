@@ -204,6 +204,27 @@ def test_a_linters_options_decide_about_no_dependency(tmp_path: Path, desk: Desk
     assert made(desk, source, python_path="src").resolved != before
 
 
+def test_requirements_above_the_apps_folder(desk: Desk, repository: Path) -> None:
+    """They are the repository's own, each where it is there, and those of one app are not another's."""
+    (repository / "backend/requirements.txt").write_text("-r ../base.txt\n")
+    for version in ("0.115.0", "0.140.0"):
+        (repository / "base.txt").write_text(f"fastapi=={version}\n")
+        git(repository, "add", "--all")
+        git(repository, "commit", "--quiet", f"--message={version}")
+        source = f"git+{repository.as_uri()}@{git(repository, 'rev-parse', 'main')}#subdirectory=backend"
+        assert locked(made(desk, source, python_path="src"))["fastapi"] == version
+
+
+@pytest.mark.parametrize("line", ["-r ../base.txt", "-c{base}", "--requirement=https://example.com/base.txt"])
+def test_requirements_outside_of_the_source_are_refused(tmp_path: Path, desk: Desk, line: str) -> None:
+    """They are not released with it."""
+    (tmp_path / "base.txt").write_text("fastapi\n")
+    line = line.format(base=tmp_path / "base.txt")
+    said = refused(made(desk, write(tmp_path / "shop", lock=f"{line}\n"), python_path="src"))
+    assert said.startswith(f"apps.shop.lock: requirements inside {tmp_path}/shop | ")
+    assert "in requirements.txt | move it in there" in said
+
+
 def test_uv_lock(tmp_path: Path, desk: Desk, packages: str) -> None:
     """It is exported, and one that contradicts pyproject.toml is refused."""
     source = write(tmp_path / "shop", lock=None)

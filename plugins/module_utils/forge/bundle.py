@@ -79,10 +79,10 @@ def _make(name: str, entry: Mapping[str, Any], found: Fetched, desk: Desk, targe
         manifest = None
     else:
         assert found.folder is not None  # noqa: S101 - it is one or the other
-        bundle.source, bundle.whole = found.folder, found.whole
-        if found.whole:
+        bundle.source, bundle.whole = found.folder, found.root is not None
+        if bundle.whole:
             bundle.problems += _of_folder(entry, found, where)
-        made = locks.of_folder(name, found.folder, found.whole, entry["lock"], desk)
+        made = locks.of_folder(name, found.folder, found.root, entry["lock"], desk)
         beside = (found.folder / made.file).with_name(locks.MANIFEST)
         manifest = beside if beside.is_file() else found.folder / locks.MANIFEST
     again = f"write it anew with {locks.command(made.file)}" if made.file else ""
@@ -105,7 +105,7 @@ def _where_kept(name: str, desk: Desk) -> str:
 
 def _of_folder(entry: Mapping[str, Any], found: Fetched, where: str) -> list[Problem]:
     folder = found.folder or Path()
-    problems = app_source.check(folder, entry["module"], entry["python_path"], where, whole=found.whole)
+    problems = app_source.check(folder, entry["module"], entry["python_path"], where, whole=found.root is not None)
     if folder.is_dir():
         problems += edge.source_problems(entry, folder, where)
     return problems

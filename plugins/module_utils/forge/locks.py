@@ -10,7 +10,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,23 @@ class Lock:
 
 @dataclass(frozen=True)
 class Work:
-    """What is resolved for one app: its name, its files, and the Python that its lock begins at."""
+    """What is resolved for one app.
+
+    Attributes:
+        app: Its name.
+        desk: Where that is done.
+        python: The Python that its lock begins at.
+        folder: The app's.
+        root: The folder that its files may be in: a repository's, or the same.
+        files: Those that resolving needs, below `root`.
+    """
 
     app: str
     desk: Desk
-    folder: Path | None
-    whole: bool
     python: str
+    folder: Path = Path()
+    root: Path = Path()
+    files: tuple[Path, ...] = ()
 
     @property
     def kept(self) -> Path:
@@ -77,8 +87,10 @@ class Work:
         return self.desk.locks / f"{self.app}.txt"
 
 
-def of_folder(app: str, folder: Path, whole: bool, wanted: str, desk: Desk) -> Lock:
+def of_folder(app: str, folder: Path, root: Path | None, wanted: str, desk: Desk) -> Lock:
     """Return the lock of an app in a folder; `wanted` is the file that its entry names, empty for the first found.
+
+    All files below `root` belong to it, where there is one, whatever a .gitignore around them says.
 
     Raises:
         Refusal: there is none, or it cannot be made.
@@ -87,7 +99,8 @@ def of_folder(app: str, folder: Path, whole: bool, wanted: str, desk: Desk) -> L
     path = folder / file
     if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
         raise Refusal("lock", f"a lock at {path}", "no such file", f"write it with {command(file)}, or correct `lock`")
-    work = Work(app, desk, folder, whole, _from_python(folder))
+    files = tuple(folder / name for name in list_files(folder, whole=root is not None))
+    work = Work(app, desk, _from_python(folder), folder, root or folder, files)
     if path.name in (_UV, _POETRY, _PDM):
         return _with_servers(work, file, _exported(path, desk))
     if path.suffix == ".toml":
@@ -99,7 +112,9 @@ def of_folder(app: str, folder: Path, whole: bool, wanted: str, desk: Desk) -> L
     if is_hashed(text):
         lock = _with_servers(work, file, text)
         return lock if lock.resolved else Lock(file, text, own=True)
-    inputs = {name: each.read_text(errors="replace") for name, each in _included(folder, path)}
+    included = _included(root or folder, path)
+    inputs = {name: each.read_text(errors="replace") for name, each in included.items()}
+    work = replace(work, files=(*files, *included.values()))
     return _resolved(work, file, [file], inputs, f"{file} has no hashes, so it does not say what was tested")
 
 
@@ -112,7 +127,7 @@ def of_distribution(app: str, found: Distribution, target: Target, desk: Desk) -
             f"Python {target.python} on the host",
             "choose a version that runs on it, or a distribution with that Python",
         )
-    work = Work(app, desk, None, True, _lowest(found.python))
+    work = Work(app, desk, _lowest(found.python))
     wanted = [found.requirement] if found.requirement else [*found.dependencies]
     return _resolved(work, "", [_APP], {_APP: "".join(f"{line}\n" for line in wanted)}, "")
 
@@ -170,7 +185,7 @@ def _exported(path: Path, desk: Desk) -> str:
                 folder=folder,
             )
         else:
-            with _copy(desk, folder, [path.name, MANIFEST]) as copy:
+            with _copy(desk, folder, (path, manifest)) as copy:
                 text = _by_its_tool(path.name, desk, copy)
     except Failed as error:
         raise Refusal(
@@ -201,7 +216,8 @@ def _with_servers(work: Work, file: str, base: str) -> Lock:
 
     def compiled(folder: Path) -> str:
         (folder / _CONSTRAINTS).write_text(constraints)
-        added = _compile(work, folder, [_PLATFORM, f"--constraint={_CONSTRAINTS}"], inputs)
+        (folder / _PLATFORM).write_text(inputs[_PLATFORM])
+        added = _compile(work, folder, [_PLATFORM, f"--constraint={_CONSTRAINTS}"])
         more = "".join(block for name, block in _blocks(added) if not _covered(name, pins))
         return f"{base.rstrip()}\n# What the platform serves it with.\n{more}"
 
@@ -214,7 +230,10 @@ def _resolved(work: Work, file: str, names: list[str], inputs: Mapping[str, str]
     servers = {_PLATFORM: "".join(f"{name}\n" for name in SERVER_PACKAGES)}
 
     def compiled(folder: Path) -> str:
-        return _compile(work, folder, [*names, _PLATFORM], {**inputs, **servers})
+        (folder / _PLATFORM).write_text(servers[_PLATFORM])
+        if _APP in inputs:
+            (folder / _APP).write_text(inputs[_APP])
+        return _compile(work, folder, [*names, _PLATFORM])
 
     wanted = file or inputs[_APP].replace("\n", ", ").rstrip(", ")
     expected = f"{wanted} in the package index, and all that it needs, for Python {work.python} and newer"
@@ -230,9 +249,9 @@ def _kept(work: Work, file: str, inputs: Mapping[str, str], warning: str, compil
     if f"{_INPUTS}{digest}\n" in kept:
         return Lock(file, kept, resolved=work.kept, warning=warning)
     if not used(cached):
-        with _copy(work.desk, work.folder, None, work.whole) as folder:
+        with _copy(work.desk, work.root, work.files) as scratch:
             try:
-                text = compiled(folder)
+                text = compiled(scratch / work.folder.relative_to(work.root))
             except Failed as error:
                 do = "mend the requirement that it names, or give the app a lock"
                 if not file:
@@ -248,10 +267,7 @@ def _kept(work: Work, file: str, inputs: Mapping[str, str], warning: str, compil
     return Lock(file, cached.read_text(), resolved=cached, warning=warning)
 
 
-def _compile(work: Work, folder: Path, arguments: list[str], inputs: Mapping[str, str]) -> str:
-    for name, content in inputs.items():
-        if not (folder / name).exists():
-            (folder / name).write_text(content)
+def _compile(work: Work, folder: Path, arguments: list[str]) -> str:
     out = folder / _LOCKED
     if work.kept.is_file():
         # uv keeps the versions that it finds in its output.
@@ -265,28 +281,40 @@ def _compile(work: Work, folder: Path, arguments: list[str], inputs: Mapping[str
 
 
 @contextmanager
-def _copy(desk: Desk, source: Path | None, names: list[str] | None, whole: bool = True) -> Iterator[Path]:
-    """Give a copy of a source's files, since what reads a project may write into it."""
+def _copy(desk: Desk, root: Path, files: Iterable[Path]) -> Iterator[Path]:
+    """Give a copy of `root` with some of its files, since what reads a project may write into it."""
     with tempfile.TemporaryDirectory(dir=desk.cache, prefix=".resolving-") as name:
         folder = Path(name)
-        if source is not None:
-            for file in names or list_files(source, whole=whole):
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source / file, folder / file, follow_symlinks=False)
+        for file in dict.fromkeys(files):
+            copy = folder / file.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy, follow_symlinks=False)
         yield folder
 
 
-def _included(folder: Path, path: Path) -> Iterable[tuple[str, Path]]:
-    """Yield a requirements file and those that it includes, by their names in the folder."""
-    pending, seen = [path], set()
+def _included(root: Path, path: Path) -> dict[str, Path]:
+    """Return a requirements file and those that it includes, by their names below `root`.
+
+    Raises:
+        Refusal: one of them is not in there, so that it is not released with the app.
+    """
+    pending = [(path, path.name)]
+    found: dict[str, Path] = {}
     while pending:
-        file = pending.pop()
-        if file in seen or not file.is_file():
-            continue
-        seen.add(file)
-        yield file.relative_to(folder).as_posix() if file.is_relative_to(folder) else str(file), file
-        pattern = r"^\s*(?:-r|-c|--requirement|--constraint)[ =]*(\S+)"
-        pending += [file.parent / each for each in re.findall(pattern, file.read_text(errors="replace"), re.MULTILINE)]
+        file, named = pending.pop()
+        real = file.resolve()
+        if "://" in named or not real.is_relative_to(root.resolve()):
+            do = "move it in there, or write a lock that has its lines and hashes"
+            raise Refusal("lock", f"requirements inside {root}", f"{named} in {path.name}", do)
+        inside = real.relative_to(root.resolve())
+        if not real.is_file() or inside.as_posix() in found:
+            continue  # uv says what is missing.
+        found[inside.as_posix()] = root / inside
+        pattern = r"^\s*(?:-r|-c|--requirement|--constraint)[ \t=]*(\S+)"
+        pending += [
+            (file.parent / each, each) for each in re.findall(pattern, real.read_text(errors="replace"), re.MULTILINE)
+        ]
+    return found
 
 
 def _inputs_of_manifest(path: Path) -> dict[str, str]:

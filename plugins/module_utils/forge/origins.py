@@ -94,12 +94,12 @@ class Fetched:
 
     Attributes:
         record: What the record of a release says of it.
-        whole: Every file in the folder belongs to it, whatever a .gitignore around it says.
+        root: The repository's, where the folder is in one: every file in it belongs to it, whatever a .gitignore says.
     """
 
     record: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
-    whole: bool = False
+    root: Path | None = None
     distribution: Distribution | None = None
 
 
@@ -199,7 +199,7 @@ def _clone(repository: Repository, desk: Desk) -> Fetched:
     record = {"kind": "git", "url": url, "ref": ref, "commit": commit}
     if repository.inside != ".":
         record["subdirectory"] = repository.inside
-    return Fetched(record, inside, whole=True)
+    return Fetched(record, inside, folder)
 
 
 def _commit(repository: Repository, desk: Desk) -> tuple[str, str]:
