@@ -24,7 +24,7 @@ from ansible.module_utils.forge import locks, origins  # noqa: E402
 from ansible.module_utils.forge.bundle import Bundle, prepare  # noqa: E402
 from ansible.module_utils.forge.lock import Target, parse  # noqa: E402
 from ansible.module_utils.forge.problems import Refusal  # noqa: E402
-from ansible.module_utils.forge.programs import Desk  # noqa: E402
+from ansible.module_utils.forge.programs import Desk, Failed  # noqa: E402
 from ansible.module_utils.forge.source_archive import pack  # noqa: E402
 
 ENTRY = {"module": "shop.main:app", "python_path": ".", "lock": "", "static": {}}
@@ -416,6 +416,33 @@ def test_an_sdist_is_built(tmp_path: Path, desk: Desk) -> None:
     assert native.source
     assert [path.name for path in (native.source / ".forge/packages").iterdir()] == ["shop-4.0.tar.gz"]
 
+
+def test_builds_see_nothing_of_the_operators_environment(
+    tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what opens something, nor what would make another lock of the same files."""
+    monkeypatch.setenv("VAULT_TOKEN", "open")
+    monkeypatch.setenv("UV_INDEX", "file:///nowhere")
+    monkeypatch.setenv("https_proxy", "http://proxy.example.com")
+    (tmp_path / "backend.py").write_text(SEEN)
+    (tmp_path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    desk.cache.mkdir()
+    with pytest.raises(Failed):
+        desk.uv("build", "--wheel", tmp_path)
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert {"PATH", "HOME", "https_proxy", "UV_CACHE_DIR", "SOURCE_DATE_EPOCH"} <= set(seen)
+    assert not {"VAULT_TOKEN", "UV_INDEX"} & set(seen)
+
+
+SEEN = """
+import json, os, pathlib
+
+def build_wheel(directory, settings=None, metadata=None):
+    pathlib.Path("seen.json").write_text(json.dumps(dict(os.environ)))
+    raise SystemExit(1)
+"""
 
 BACKEND = """
 import pathlib, zipfile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,12 @@ PATIENCE_SECONDS = 600
 # What nobody used for a day goes, but for the newest: a run may have more apps than that.
 KEPT, KEPT_SECONDS = 20, 24 * 3600
 _LONGEST_WORDS = 600
+# What uv needs of the environment. Build scripts of other people's packages see all that it has, so not what opens
+# Vault or a cloud; and whose run it is says nothing of what is resolved, so not UV_INDEX and its like.
+_SEEN = re.compile(
+    r"PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TZ|TMPDIR|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|NETRC|XDG_(CACHE|DATA)_HOME"
+    r"|UV_CACHE_DIR|(HTTPS?|ALL|NO)_PROXY|(https?|all|no)_proxy"
+)
 # What a hook of git sets for its own repository.
 _OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX")
 
@@ -34,7 +41,7 @@ class Desk:
     Attributes:
         cache: Folder that may be removed at any time.
         locks: Folder beside the inventory with the locks that had to be resolved.
-        index: URL of the package index; empty for that of the machine.
+        index: URL of the package index; empty for PyPI.
     """
 
     cache: Path
@@ -62,13 +69,13 @@ class Desk:
         prune(folder.parent)
 
     def uv(self, *arguments: str | Path, folder: Path | None = None) -> str:
-        """Run uv of this project's environment, without settings of the folder or the user.
+        """Run uv of this project's environment, without settings of the folder, the user or the environment.
 
         Raises:
             Failed: it did.
         """
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if _SEEN.fullmatch(name)},
             "UV_PYTHON_DOWNLOADS": "never",
             "UV_NO_CONFIG": "1",
             "UV_SYSTEM_CERTS": "1",
@@ -78,7 +85,6 @@ class Desk:
             # What is built of the same files is the same.
             "SOURCE_DATE_EPOCH": "315532800",
         }
-        environment.pop("VIRTUAL_ENV", None)
         if self.index:
             environment["UV_DEFAULT_INDEX"] = self.index
         return _run([Path(sys.executable).parent / "uv", "--quiet", *arguments], environment, folder or self.cache)
