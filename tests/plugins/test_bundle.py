@@ -510,6 +510,13 @@ def test_options_are_held_against_a_package(desk: Desk, change: dict[str, Any], 
     assert expected in refused(made(desk, "shop==1.0", **change))
 
 
+def test_a_look_that_failed_is_repeated(tmp_path: Path, desk: Desk) -> None:
+    """An index that did not answer once must not pass for a package that has nothing in it."""
+    gone = Desk(desk.cache, desk.locks, (tmp_path / "nowhere").as_uri())
+    assert "shop==1.0 in the package index" in refused(made(gone, "shop==1.0", module="shop.main:other"))
+    assert "`other` in shop/main.py" in refused(made(desk, "shop==1.0", module="shop.main:other"))
+
+
 def test_a_module_of_a_dependency_is_believed(desk: Desk) -> None:
     """What a package does not have itself, one that it needs may have."""
     assert made(desk, "shop==1.0", module="framework.asgi:app").problems == []

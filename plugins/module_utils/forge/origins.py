@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -357,15 +358,15 @@ def _from_index(package: Package, target: Target, desk: Desk) -> Fetched:
     record = {"kind": "package", "name": package.name, "version": package.version}
     if not used(folder):
         platform = f"{target.machine}-unknown-linux-gnu"
-        with desk.filling(folder) as made:
-            try:
+        try:
+            with desk.filling(folder) as made:
                 desk.uv(
-                    *("pip", "install", "--no-deps", "--only-binary=:all:", "--target", made),
-                    *("--python-version", target.python, "--python-platform", platform, bare),
+                    *("pip", "install", "--no-deps", "--only-binary=:all:", "--target", made, "--python"),
+                    *(sys.executable, "--python-version", target.python, "--python-platform", platform, bare),
                 )
-            except Failed:
-                # There is no wheel, or no such version; which of them its lock will tell.
-                return Fetched(record, distribution=Distribution(package.requirement))
+        except Failed:
+            # No wheel, no such version, or no answer: its lock will tell, and the next run looks again.
+            return Fetched(record, distribution=Distribution(package.requirement))
     metadata = next(folder.glob("*.dist-info/METADATA"), None)
     python = (HeaderParser().parsestr(metadata.read_text("utf-8")).get("Requires-Python") or "") if metadata else ""
     return Fetched(record, distribution=Distribution(package.requirement, python=python, tree=folder))
