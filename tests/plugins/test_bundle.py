@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -533,6 +534,31 @@ def test_a_cache_that_cannot_be_written_is_said(desk: Desk) -> None:
     desk.cache.write_text("no folder")
     said = refused(made(desk, "shop==1.0"))
     assert re.search(r"to read the source and write \S+/cache \| \S+/cache: File exists \| make room, or mend", said)
+
+
+def test_a_run_that_is_killed_leaves_nothing_to_be_released(
+    tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a lock would install half an app; and what it was working on goes with the next one."""
+    write_text = Path.write_text
+
+    def torn(path: Path, text: str, **_: Any) -> int:
+        write_text(path, text[: len(text) // 4])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    source = write(tmp_path / "shop", lock="fastapi\n")
+    with monkeypatch.context() as patched:
+
+        def compiled(*_: object) -> str:
+            patched.setattr(Path, "write_text", torn)
+            return LOCK
+
+        patched.setattr(locks, "_compile", compiled)
+        assert "No space left" in refused(made(desk, source, python_path="src"))
+    for left in (desk.cache / ".resolving-x", desk.cache / "git/.making-x"):
+        left.mkdir(parents=True)
+    assert "fastapi" in locked(made(desk, source, python_path="src"))
+    assert not [*desk.cache.rglob(".*-x")]
 
 
 def test_a_cache_that_is_swept_keeps_the_newest(tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

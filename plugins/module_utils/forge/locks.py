@@ -21,7 +21,7 @@ from . import secret_scan
 from .lock import SERVER_PACKAGES, Pin, Target, parse
 from .origins import Distribution
 from .problems import Refusal
-from .programs import Desk, Failed, used
+from .programs import Desk, Failed, put, used
 from .source_files import list_files
 
 TEXT, MANIFEST = "requirements.txt", "pyproject.toml"
@@ -191,8 +191,7 @@ def _exported(path: Path, desk: Desk) -> str:
         raise Refusal(
             "lock", f"a {path.name} that fits its {MANIFEST}", str(error), f"write it anew with {command(path.name)}"
         ) from None
-    made.parent.mkdir(parents=True, exist_ok=True)
-    made.write_text(text)
+    put(made, text)
     return text
 
 
@@ -262,8 +261,7 @@ def _kept(work: Work, file: str, inputs: Mapping[str, str], warning: str, compil
             "every host and\n# every colleague gets the same. It is made anew when its inputs change, or when it is "
             f"removed.\n{_INPUTS}{digest}\n"
         )
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        cached.write_text(header + text)
+        put(cached, header + text)
     return Lock(file, cached.read_text(), resolved=cached, warning=warning)
 
 

@@ -22,7 +22,7 @@ from packaging.version import InvalidVersion, Version
 
 from .lock import Target
 from .problems import Refusal
-from .programs import Desk, Failed, git, used
+from .programs import Desk, Failed, git, put, used
 
 KINDS = "a folder; git+https://HOST/REPOSITORY@REF; a file *.whl, *.tar.gz or *.zip; or a package as NAME==VERSION"
 _SCHEMES = ("https", "ssh", "file")
@@ -234,8 +234,7 @@ def _commit(repository: Repository, desk: Desk) -> tuple[str, str]:
         )
     # Of an annotated tag, the commit and not the tag.
     commit = found.get(f"{name}^{{}}", found[name])
-    noted.parent.mkdir(parents=True, exist_ok=True)
-    noted.write_text(json.dumps({"run": run, "name": name, "commit": commit}))
+    put(noted, json.dumps({"run": run, "name": name, "commit": commit}))
     return name, commit
 
 

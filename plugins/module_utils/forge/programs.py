@@ -54,6 +54,9 @@ class Desk:
         self.cache.mkdir(parents=True, exist_ok=True)
         with (self.cache / ".lock").open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            # Of runs that were killed.
+            for left in [*self.cache.glob(".resolving-*"), *self.cache.glob("*/.making-*")]:
+                shutil.rmtree(left, ignore_errors=True)
             yield
 
     @contextmanager
@@ -135,6 +138,15 @@ def used(path: Path) -> bool:
         os.utime(path)
         return True
     return False
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file of the cache, whole or not at all; the oldest beside it go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}")
+    part.write_text(text)
+    part.replace(path)
+    prune(path.parent)
 
 
 def prune(folder: Path) -> None:
