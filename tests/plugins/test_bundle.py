@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -492,6 +493,27 @@ def test_wheels_that_are_none(tmp_path: Path, desk: Desk) -> None:
     newer = wheel(tmp_path, "shop", "7.0", FILES, python=">=3.14")
     said = refused(made(desk, newer.name))
     assert "Python >=3.14, as its metadata says | Python 3.13.5 on the host" in said
+
+
+def test_metadata_of_long_ago(tmp_path: Path, desk: Desk) -> None:
+    """Bytes that are no UTF-8, a Requires-Python that no standard knows: pip and uv take them."""
+    file = wheel(tmp_path, "shop", "8.0", FILES, python=">=3.6.*")
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["shop-8.0.dist-info/METADATA"] += b"Author: Jos\xe9\n"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    assert "fastapi" not in locked(made(desk, file))
+
+
+def test_a_repository_with_nothing_to_release(desk: Desk, repository: Path) -> None:
+    """What is no file of a release is left out of one, and then nothing remains."""
+    (repository / "empty").mkdir()
+    (repository / "empty/.env").write_text("x")
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message=3")
+    assert "files to release in" in refused(made(desk, f"git+{repository.as_uri()}@main#subdirectory=empty"))
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def test_the_reference_app_passes(python: str) -> None:
     [
         (LOCK + "httpx>=1 " + HASH + "\n", ["not pinned: httpx"]),
         (LOCK + "httpx==1.* " + HASH + "\n", ["not pinned: httpx"]),
+        (LOCK.replace("==0.140.0", "===next"), ["not pinned: fastapi", "fastapi is missing"]),
         (LOCK + "httpx @ https://example.com/httpx.whl " + HASH + "\n", ["not pinned: httpx"]),
         (LOCK + "-e ../lib\n-r other.txt\n", ["not pinned: -e, -r"]),
         (LOCK + "httpx==1\n", ["without a hash: httpx"]),

@@ -48,6 +48,10 @@ class Bundle:
     warnings: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
+    def has_no_source(self, where: str) -> bool:
+        """Tell whether nothing more can be said."""
+        return any(problem.where == f"{where}.source" for problem in self.problems)
+
 
 def prepare(name: str, entry: Mapping[str, Any], root: Path, desk: Desk, target: Target | None) -> Bundle:
     """Return what the entry of an app is released from; for a host that cannot be read, its folder alone is judged."""
@@ -57,7 +61,7 @@ def prepare(name: str, entry: Mapping[str, Any], root: Path, desk: Desk, target:
         if isinstance(origin, Folder):
             bundle.source = origin.path
             bundle.problems += _of_folder(entry, Fetched(folder=origin.path), where)
-            if any(problem.where == f"{where}.source" for problem in bundle.problems):
+            if bundle.has_no_source(where):
                 return bundle
         if target is not None:
             with desk.alone():
@@ -82,6 +86,8 @@ def _make(name: str, entry: Mapping[str, Any], found: Fetched, desk: Desk, targe
         bundle.source, bundle.whole = found.folder, found.root is not None
         if bundle.whole:
             bundle.problems += _of_folder(entry, found, where)
+            if bundle.has_no_source(where):
+                return
         made = locks.of_folder(name, found.folder, found.root, entry["lock"], desk)
         beside = (found.folder / made.file).with_name(locks.MANIFEST)
         manifest = beside if beside.is_file() else found.folder / locks.MANIFEST

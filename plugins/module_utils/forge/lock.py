@@ -12,7 +12,7 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import VERSION_PATTERN, Version
 
 from .problems import Problem
 
@@ -29,6 +29,7 @@ _HARMLESS_OPTIONS = (
     "-i ",
     "--extra-index-url",
 )
+_VERSION = re.compile(VERSION_PATTERN, re.VERBOSE | re.IGNORECASE)
 _SHOWN = 6
 
 
@@ -84,7 +85,8 @@ def parse(text: str) -> tuple[list[Pin], list[str]]:
             strange.append(line.split()[0])
             continue
         exact = [item.version for item in requirement.specifier if item.operator in ("==", "===")]
-        if len(exact) != 1 or exact[0].endswith("*"):
+        # What follows === need not be a version.
+        if len(exact) != 1 or not _VERSION.fullmatch(exact[0]):
             strange.append(requirement.name)
             continue
         name = canonicalize_name(requirement.name)

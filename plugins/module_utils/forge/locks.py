@@ -120,7 +120,7 @@ def of_folder(app: str, folder: Path, root: Path | None, wanted: str, desk: Desk
 
 def of_distribution(app: str, found: Distribution, target: Target, desk: Desk) -> Lock:
     """Return the lock of what is installed as a whole: resolved once, and kept."""
-    if found.python and not SpecifierSet(found.python).contains(Version(target.python), prereleases=True):
+    if not _admits(found.python, target.python):
         raise Refusal(
             "source",
             f"Python {found.python}, as its metadata says",
@@ -326,7 +326,7 @@ def _inputs_of_manifest(path: Path) -> dict[str, str]:
         return {each.name: each.read_text(errors="replace") for each in said if each.is_file()}
     deciding: dict[str, Any] = {name: project[name] for name in _DECIDING if name in project}
     deciding["tool.uv"] = tools.get("uv")
-    return {"deciding": json.dumps(deciding, sort_keys=True)}
+    return {"deciding": json.dumps(deciding, sort_keys=True, default=str)}
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -340,6 +340,14 @@ def _from_python(folder: Path) -> str:
     manifest = folder / MANIFEST
     project = _toml(manifest).get("project") if manifest.is_file() else None
     return _lowest(str(project.get("requires-python") or "") if isinstance(project, Mapping) else "")
+
+
+def _admits(wanted: str, python: str) -> bool:
+    """Tell whether a Requires-Python admits a version; one that no standard knows, of an old package, is left to uv."""
+    try:
+        return SpecifierSet(wanted).contains(Version(python), prereleases=True)
+    except InvalidSpecifier:
+        return True
 
 
 def _lowest(wanted: str) -> str:

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.parser import HeaderParser
@@ -330,7 +331,7 @@ def _unpacked(wheel: Path, digest: str, desk: Desk) -> Path:
         try:
             with desk.filling(folder) as made, zipfile.ZipFile(wheel) as archive:
                 archive.extractall(made)
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError) as error:
             raise Refusal("source", f"a wheel in {wheel}", str(error), "build it again") from None
     return folder
 
@@ -340,7 +341,7 @@ def _described(file: Path, tree: Path) -> Distribution:
     metadata = next(tree.glob("*.dist-info/METADATA"), None)
     if metadata is None:
         raise Refusal("source", f"metadata in {file.name}", "none", "build it again")
-    headers = HeaderParser().parsestr(metadata.read_text(encoding="utf-8"))
+    headers = HeaderParser().parsestr(metadata.read_text(encoding="utf-8", errors="replace"))
     return Distribution(
         dependencies=tuple(headers.get_all("Requires-Dist") or []),
         python=headers.get("Requires-Python") or "",
@@ -367,7 +368,8 @@ def _from_index(package: Package, target: Target, desk: Desk) -> Fetched:
             # No wheel, no such version, or no answer: its lock will tell, and the next run looks again.
             return Fetched(record, distribution=Distribution(package.requirement))
     metadata = next(folder.glob("*.dist-info/METADATA"), None)
-    python = (HeaderParser().parsestr(metadata.read_text("utf-8")).get("Requires-Python") or "") if metadata else ""
+    headers = HeaderParser().parsestr(metadata.read_text("utf-8", "replace") if metadata else "")
+    python = headers.get("Requires-Python") or ""
     return Fetched(record, distribution=Distribution(package.requirement, python=python, tree=folder))
 
 
