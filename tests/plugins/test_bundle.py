@@ -24,12 +24,25 @@ ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 
 from ansible.module_utils.forge import locks, origins  # noqa: E402
 from ansible.module_utils.forge.bundle import Bundle, prepare  # noqa: E402
+from ansible.module_utils.forge.inspection.judge import inspect  # noqa: E402
 from ansible.module_utils.forge.lock import Target, parse  # noqa: E402
 from ansible.module_utils.forge.problems import Refusal  # noqa: E402
 from ansible.module_utils.forge.programs import Desk, Failed  # noqa: E402
 from ansible.module_utils.forge.source_archive import pack  # noqa: E402
+from ansible.module_utils.forge.source_files import SourceError  # noqa: E402
 
 ENTRY = {"module": "shop.main:app", "python_path": ".", "lock": "", "static": {}}
+SETUPTOOLS = """
+import pathlib
+
+class __legacy__:
+    @staticmethod
+    def prepare_metadata_for_build_wheel(directory, settings=None):
+        info = pathlib.Path(directory, "shop-1.0.dist-info")
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: shop\\nVersion: 1.0\\nRequires-Dist: fastapi\\n")
+        return info.name
+"""
 FILES = {"shop/__init__.py": "", "shop/main.py": APP}
 
 
@@ -49,6 +62,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> str:
         wheel(folder, "shop", "1.0", FILES, requires="fastapi\nshop-extra ; extra == 'more'"),
         wheel(folder, "shop", "2.0", FILES, requires="fastapi", python=">=3.14"),
         wheel(folder, "shop-extra", "1.0"),
+        wheel(folder, "setuptools", "90.0", {"setuptools/__init__.py": "", "setuptools/build_meta.py": SETUPTOOLS}),
     ]
     return index(folder / "simple", *made)
 
@@ -227,11 +241,72 @@ def test_requirements_outside_of_the_source_are_refused(tmp_path: Path, desk: De
     assert "in requirements.txt | move it in there" in said
 
 
+FORKED = MANIFEST.replace(
+    '"fastapi>=0.115"', """"fastapi<0.140; python_version < '3.12'", "fastapi>=0.140; python_version >= '3.12'\""""
+)
+
+
+@pytest.mark.parametrize(
+    ("files", "runs"),
+    [
+        ({}, True),
+        ({"lock": "fastapi==0.115.0\n"}, True),
+        ({"lock": "fastapi\n-r base.txt\n", "base.txt": "packaging\n"}, True),
+        ({"lock": "# nothing\n"}, True),
+        ({"lock": None}, True),
+        ({"lock": None, "manifest": None, "setup.py": "from setuptools import setup\nsetup()\n"}, True),
+        (
+            {"lock": None, "manifest": "[tool.ruff]\n", "setup.cfg": "[options]\ninstall_requires =\n    fastapi\n"},
+            True,
+        ),
+        ({"lock": None, "manifest": FORKED, "uv.lock": ""}, True),
+        ({"lock": LOCK + "packaging==24.0\n"}, False),
+        ({"lock": LOCK + "-e .\n"}, False),
+        ({"lock": LOCK.replace("==0.140.0", ">=0.140.0")}, False),
+        ({"lock": "fastapi\n-e .\n"}, False),
+        ({"lock": "fastapi\n.\n"}, False),
+        ({"lock": "fastapi @ git+https://git.example.com/fastapi\n"}, False),
+        ({"lock": "fastapi\n-r base.txt\n", "base.txt": "./lib\n"}, False),
+        ({"lock": "-r ../base.txt\n"}, False),
+        ({"lock": None, "manifest": MANIFEST.replace("fastapi>=", "fastapi @ https://example.com/")}, False),
+        ({"lock": None, "manifest": "[tool.ruff]\nline-length = 100\n"}, False),
+        ({"lock": None, "manifest": None, "setup.cfg": "[flake8]\n"}, False),
+        ({"lock": None, "manifest": None, "setup.cfg": "[options]\ninstall_requires = fastapi\n"}, False),
+    ],
+)
+def test_an_inspection_judges_a_lock_as_a_run_does(
+    tmp_path: Path, desk: Desk, packages: str, files: dict[str, str | None], runs: bool
+) -> None:
+    """What is said to run does, and what is refused is not printed as an entry."""
+    source = write(tmp_path / "shop", **files)
+    if "uv.lock" in files:
+        uv_lock(source, packages)
+    (tmp_path / "base.txt").write_text("fastapi\n")
+    report = inspect(source)
+    bundle = made(desk, source, python_path="src")
+    assert (report.will_run, bundle.problems == []) == (runs, runs), (report.problems, bundle.problems)
+
+
+def test_an_inspection_takes_the_archives_that_a_run_takes(tmp_path: Path, desk: Desk) -> None:
+    """And no other."""
+    with tarfile.open(tmp_path / "shop.tgz", "w:gz") as archive:
+        archive.add(write(tmp_path / "shop"), "shop")
+    assert made(desk, "shop.tgz").problems
+    with pytest.raises(SourceError):
+        inspect(tmp_path / "shop.tgz")
+
+
+def uv_lock(source: Path, packages: str) -> None:
+    """Write the lock of a project."""
+    (source / "uv.lock").unlink(missing_ok=True)
+    command = [str(Path(sys.executable).parent / "uv"), "lock", "--quiet", "--default-index", packages]
+    subprocess.run(command, cwd=source, check=True, env=os.environ | {"UV_NO_CONFIG": "1"})
+
+
 def test_uv_lock(tmp_path: Path, desk: Desk, packages: str) -> None:
     """It is exported, and one that contradicts pyproject.toml is refused."""
     source = write(tmp_path / "shop", lock=None)
-    command = [str(Path(sys.executable).parent / "uv"), "lock", "--quiet", "--default-index", packages]
-    subprocess.run(command, cwd=source, check=True, env=os.environ | {"UV_NO_CONFIG": "1"})
+    uv_lock(source, packages)
     before = sorted(source.iterdir())
     bundle = made(desk, source, python_path="src")
     assert locked(bundle)["fastapi"] == "0.140.0"

@@ -94,13 +94,30 @@ def parse(text: str) -> tuple[list[Pin], list[str]]:
     return pins, strange
 
 
+def elsewhere(text: str) -> list[str]:
+    """Return what a requirements file takes from a folder, a repository or a URL, where no index has it."""
+    found = []
+    for raw in re.sub(r"\\\r?\n", " ", text).splitlines():
+        line = re.sub(r"(^|\s)#.*$", "", raw).strip()
+        if re.match(r"(-e|--editable)\b", line):
+            found.append(line)
+        elif line and not line.startswith("-"):
+            try:
+                requirement = Requirement(_OPTION.sub("", line))
+            except InvalidRequirement:
+                found.append(line.split()[0])
+            else:
+                found += [requirement.name] if requirement.url else []
+    return found
+
+
 def check(text: str, name: str, do: str, target: Target, where: str, manifest: Path | None = None) -> list[Problem]:
     """Return what is wrong with a lock for `target`, and with the `manifest` beside it.
 
     `name` is how the operator knows the lock, `do` how it is written anew, `where` the app's entry.
     """
     pins, strange = parse(text)
-    problems = _pinned(pins, strange, f"{where}.lock", do)
+    problems = unpinned(pins, strange, f"{where}.lock", do)
     locked: dict[str, str] = {}
     for pin in pins:
         marker = pin.requirement.marker
@@ -111,7 +128,8 @@ def check(text: str, name: str, do: str, target: Target, where: str, manifest: P
     return problems
 
 
-def _pinned(pins: list[Pin], strange: list[str], where: str, do: str) -> list[Problem]:
+def unpinned(pins: list[Pin], strange: list[str], where: str, do: str) -> list[Problem]:
+    """Return what keeps a lock from having one version and a hash for everything."""
     problems = []
     if strange:
         problems.append(Problem(where, "every line pinned with `==`", f"not pinned: {_some(strange)}", do))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,14 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
 
 from . import secret_scan
-from .lock import SERVER_PACKAGES, Pin, Target, parse
+from .lock import SERVER_PACKAGES, Pin, Target, elsewhere, parse
 from .origins import Distribution
 from .problems import Refusal
 from .programs import Desk, Failed, put, used
 from .source_files import list_files
 
 TEXT, MANIFEST = "requirements.txt", "pyproject.toml"
+_SETUP = ("setup.cfg", "setup.py")
 # Locks of other tools, each of which is exported by its own, in versions that work together.
 _UV, _POETRY, _PDM = "uv.lock", "poetry.lock", "pdm.lock"
 _EXPORTERS = Path(__file__).with_name("exporters.txt")
@@ -95,26 +97,25 @@ def of_folder(app: str, folder: Path, root: Path | None, wanted: str, desk: Desk
     Raises:
         Refusal: there is none, or it cannot be made.
     """
-    file = wanted or _first(folder)
+    names = list_files(folder, whole=root is not None)
+    files = tuple(folder / name for name in names)
+    file = os.path.normpath(wanted) if wanted else first(folder, names)
     path = folder / file
-    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
-        raise Refusal("lock", f"a lock at {path}", "no such file", f"write it with {command(file)}, or correct `lock`")
-    files = tuple(folder / name for name in list_files(folder, whole=root is not None))
+    if not path.is_file() or file not in names or not path.resolve().is_relative_to(folder.resolve()):
+        found = "git ignores it" if path.is_file() and not file.startswith("..") else "no such file"
+        raise Refusal("lock", f"a lock at {path}", found, f"write it with {command(file)}, or correct `lock`")
     work = Work(app, desk, _from_python(folder), folder, root or folder, files)
     if path.name in (_UV, _POETRY, _PDM):
         return _with_servers(work, file, _exported(path, desk))
-    if path.suffix == ".toml":
+    if path.suffix == ".toml" or path.name in _SETUP:
         warning = f"{file} alone does not say which versions the app was tested with"
         return _resolved(work, file, [file], _inputs_of_manifest(path), warning)
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if shape := secret_scan.shape(text):
-        raise Refusal("lock", "a lock without credentials", f"{shape} in {file}", "take it out and revoke it")
+    inputs = requirements(root or folder, path)
+    text = _text(path)
     if is_hashed(text):
         lock = _with_servers(work, file, text)
         return lock if lock.resolved else Lock(file, text, own=True)
-    included = _included(root or folder, path)
-    inputs = {name: each.read_text(errors="replace") for name, each in included.items()}
-    work = replace(work, files=(*files, *included.values()))
+    work = replace(work, files=(*files, *((root or folder) / name for name in inputs)))
     return _resolved(work, file, [file], inputs, f"{file} has no hashes, so it does not say what was tested")
 
 
@@ -143,24 +144,69 @@ def command(file: str, manifest: str = MANIFEST) -> str:
     return f"`{tool}`" if tool else f"`uv pip compile --universal --generate-hashes {manifest} -o {file}`"
 
 
-def _first(folder: Path) -> str:
-    text = folder / TEXT
-    there = text.is_file()
-    if there and is_hashed(text.read_text(encoding="utf-8", errors="replace")):
+def first(folder: Path, names: Collection[str]) -> str:
+    """Return the lock of a folder, out of those of its files that are released.
+
+    Raises:
+        Refusal: nothing there lists its dependencies.
+    """
+    text = _text(folder / TEXT) if TEXT in names else ""
+    if is_hashed(text):
         return TEXT
     for name in (_UV, _POETRY, _PDM):
-        if (folder / name).is_file():
+        if name in names:
             return name
-    if there:
+    if re.search(r"^\s*[^\s#]", text, re.MULTILINE):
         return TEXT
-    if (folder / MANIFEST).is_file():
+    # Both may be there for the options of other tools alone; the second is nothing without what builds it.
+    said = {name: _text(folder / name) for name in (MANIFEST, _SETUP[0]) if name in names}
+    if re.search(r"^\s*\[(project|tool\.poetry)\b", said.get(MANIFEST, ""), re.MULTILINE):
         return MANIFEST
+    if re.search(r"^\s*\[(metadata|options)\]", said.get(_SETUP[0], ""), re.MULTILINE) and len(said) == 2:
+        return _SETUP[0]
+    if _SETUP[1] in names:
+        return _SETUP[1]
     raise Refusal(
         "lock",
         f"one of {TEXT}, {_UV}, {_POETRY}, {_PDM} and {MANIFEST} in {folder}",
         "none of them",
         f"list the app's dependencies in {MANIFEST}, and write a lock with {command(TEXT)}",
     )
+
+
+def requirements(root: Path, path: Path) -> dict[str, str]:
+    """Return the text of a requirements file, and of those that it includes where it has no hashes, by name in `root`.
+
+    Raises:
+        Refusal: they hold credentials; or what can't be locked.
+    """
+    hashed = is_hashed(_text(path))
+    found = {name: _text(file) for name, file in _included(root, path, deep=not hashed).items()}
+    for name, text in found.items():
+        if shape := secret_scan.shape(text):
+            raise Refusal("lock", "a lock without credentials", f"{shape} in {name}", "take it out and revoke it")
+        if not hashed:
+            refuse_elsewhere(text, name)
+    return found
+
+
+def refuse_elsewhere(text: str, name: str) -> None:
+    """Refuse requirements that no index has.
+
+    Raises:
+        Refusal: there are some.
+    """
+    if strange := elsewhere(text):
+        raise Refusal(
+            "lock",
+            f"packages of an index in {name}, which have versions and hashes",
+            ", ".join(strange),
+            "take it out if it is the app itself, which runs from its folder; else publish it on your index",
+        )
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _exported(path: Path, desk: Desk) -> str:
@@ -290,8 +336,8 @@ def _copy(desk: Desk, root: Path, files: Iterable[Path]) -> Iterator[Path]:
         yield folder
 
 
-def _included(root: Path, path: Path) -> dict[str, Path]:
-    """Return a requirements file and those that it includes, by their names below `root`.
+def _included(root: Path, path: Path, *, deep: bool) -> dict[str, Path]:
+    """Return a requirements file and, if `deep`, those that it includes, by their names below `root`.
 
     Raises:
         Refusal: one of them is not in there, so that it is not released with the app.
@@ -309,7 +355,7 @@ def _included(root: Path, path: Path) -> dict[str, Path]:
             continue  # uv says what is missing.
         found[inside.as_posix()] = root / inside
         pattern = r"^\s*(?:-r|-c|--requirement|--constraint)[ \t=]*(\S+)"
-        pending += [
+        pending += deep * [
             (file.parent / each, each) for each in re.findall(pattern, real.read_text(errors="replace"), re.MULTILINE)
         ]
     return found
@@ -317,13 +363,14 @@ def _included(root: Path, path: Path) -> dict[str, Path]:
 
 def _inputs_of_manifest(path: Path) -> dict[str, str]:
     """Return what of a project decides about its dependencies, so that a change of a linter's options resolves none."""
-    document = _toml(path)
+    document = _toml(path) if path.suffix == ".toml" else {}
     project = document.get("project")
     tools = document.get("tool") or {}
     if not isinstance(project, Mapping) or "dependencies" in (project.get("dynamic") or []):
         # A build backend says what they are, out of these as a rule.
         said = [path, *path.parent.glob("setup.*"), *sorted(path.parent.glob("*requirements*.txt"))]
         return {each.name: each.read_text(errors="replace") for each in said if each.is_file()}
+    refuse_elsewhere("\n".join(map(str, project.get("dependencies") or [])), path.name)
     deciding: dict[str, Any] = {name: project[name] for name in _DECIDING if name in project}
     deciding["tool.uv"] = tools.get("uv")
     return {"deciding": json.dumps(deciding, sort_keys=True, default=str)}

@@ -28,7 +28,7 @@ from .programs import Desk, Failed, git, put, used
 KINDS = "a folder; git+https://HOST/REPOSITORY@REF; a file *.whl, *.tar.gz or *.zip; or a package as NAME==VERSION"
 _SCHEMES = ("https", "ssh", "file")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_ARCHIVES = (".whl", ".tar.gz", ".zip")
+ARCHIVES = (".whl", ".tar.gz", ".zip")
 _PACKAGE = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?\s*(?:\[[\w\s,.-]*\])?\s*(?:[=~!<>]=|[<>]).*")
 
 
@@ -119,7 +119,7 @@ def parse(text: str, root: Path) -> Origin:
         raise Refusal("source", KINDS, f"an address: {urlsplit(text).scheme}://", "write git+ before a repository's")
     if path.is_dir():
         return Folder(path)
-    if text.endswith(_ARCHIVES):
+    if text.endswith(ARCHIVES):
         if not path.is_file():
             raise Refusal("source", "a file on the control machine", f"no file at {path}", "correct `source`")
         return File(path)

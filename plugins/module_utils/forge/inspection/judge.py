@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import app_source, lock, locks, secret_scan
-from ..problems import Problem
+from ..problems import Problem, Refusal
 from . import callables, habits, project, routes, settings, sources, verdicts
 from .callables import Callable
 from .codebase import Codebase
@@ -299,7 +299,19 @@ def _locks(report: Report, source: Path, shipped: list[str]) -> None:
         "nothing has to be done: the platform resolves it once, on the control machine, and keeps the result beside "
         "the inventory; commit that"
     )
-    if locked.strange:
+    if report.kind == "folder":
+        try:
+            if locked.file == locks.TEXT:
+                locks.requirements(source, source / locked.file)
+            elif locked.file == locks.MANIFEST:
+                locks.refuse_elsewhere("\n".join(about.dependencies), locked.file)
+        except Refusal as refusal:
+            report.problems.append(refusal.problem(f"apps.{report.name}"))
+            return
+    if locked.hashed and locked.file == locks.TEXT:
+        pins, strange = lock.parse((source / locked.file).read_text(encoding="utf-8", errors="replace"))
+        report.problems += lock.unpinned(pins, strange, locked.file, f"write it anew with {locks.command(locked.file)}")
+    elif locked.strange:
         expected = "every line pinned with `==`, so that every host and every rollback gets the same"
         report.warnings.append(Problem(locked.file, expected, f"not pinned: {_some(locked.strange)}", again))
     elif not locked.pinned and report.kind == "folder":
@@ -313,7 +325,8 @@ def _locks(report: Report, source: Path, shipped: list[str]) -> None:
         versions = _of_python(source, locked, project.PYTHONS[fitting[0]])
         target = lock.Target(project.PYTHONS[fitting[0]])
         do = f"write it anew with {locks.command(locked.file)}"
-        report.problems += lock.dependency_problems(about.dependencies, versions, target, locked.file, locked.file, do)
+        known = [each for each in about.dependencies if versions.get(project.name_of(each)) != ""]
+        report.problems += lock.dependency_problems(known, versions, target, locked.file, locked.file, do)
 
 
 def _lists(shipped: list[str]) -> list[str]:

@@ -16,7 +16,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
-from .. import lock
+from .. import lock, locks
+from ..problems import Refusal
 from .codebase import text
 
 # The Python of each supported distribution.
@@ -53,7 +54,7 @@ class Locked:
     Attributes:
         file: Its name; empty where nothing lists the dependencies.
         hashed: Whether it has a hash for every package.
-        versions: What it pins; empty where that is not known.
+        versions: What it pins, with no version where there are several; empty where that is not known.
         sdists: Packages without any wheel in it.
         strange: Lines that pin nothing.
         pinned: Whether it pins at all.
@@ -244,43 +245,46 @@ def _requirements(file: Path, depth: int = 0) -> list[str]:
 
 
 def _locked(source: Path, names: set[str], project: Project) -> Locked:
-    """Return the first lock of those that the option `lock` finds by itself."""
-    plain = "requirements.txt"
-    if plain in names:
-        found = _pins(source / plain)
-        if found.hashed:
-            return found
-    for file, reader in (("uv.lock", _package_lock), ("poetry.lock", _package_lock), ("pdm.lock", _package_lock)):
-        if file in names and (locked := reader(source / file)):
-            return locked
-    if plain in names:
-        return _pins(source / plain)
-    if project.manifest and (project.dependencies or project.manifest != "setup.py"):
-        return Locked(file=project.manifest, pinned=False)
-    return Locked(pinned=False)
+    """Return the lock that the option `lock` finds by itself; of a distribution its metadata."""
+    try:
+        file = locks.first(source, names)
+    except Refusal:
+        files = ("pyproject.toml", "setup.cfg", "setup.py")
+        return Locked(file="" if project.manifest in files else project.manifest, pinned=False)
+    if file == locks.TEXT:
+        return _pins(source / file)
+    return _package_lock(source / file) if file.endswith(".lock") else Locked(file=file, pinned=False)
 
 
 def _pins(file: Path) -> Locked:
-    pins, strange = lock.parse(file.read_text(encoding="utf-8", errors="replace"))
-    hashed = bool(pins) and not strange and all(pin.hashed for pin in pins)
-    return Locked(file.name, hashed, {pin.name: pin.version for pin in pins}, [], strange, bool(pins) and not strange)
+    text = file.read_text(encoding="utf-8", errors="replace")
+    pins, strange = lock.parse(text)
+    return Locked(
+        file.name,
+        locks.is_hashed(text),
+        {pin.name: pin.version for pin in pins},
+        [],
+        strange,
+        bool(pins) and not strange,
+    )
 
 
-def _package_lock(file: Path) -> Locked | None:
+def _package_lock(file: Path) -> Locked:
     """Read uv.lock, poetry.lock or pdm.lock: a table `package` in each."""
+    locked = Locked(file.name, hashed=True)
     if file.stat().st_size > _LARGEST:
-        return None
+        return locked
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        return None
-    locked = Locked(file.name, hashed=True)
+        return locked
     for package in document.get("package") or []:
         name = canonicalize_name(str(package.get("name", "")))
         origin = package.get("source") or {}
         if isinstance(origin, dict) and {"editable", "virtual", "directory"} & set(origin):
             continue  # The project itself, or a part of it.
-        locked.versions[name] = str(package.get("version", ""))
+        # One that forks by Python or platform has a version for each.
+        locked.versions[name] = "" if name in locked.versions else str(package.get("version", ""))
         files = [str(item.get("file", "")) for item in package.get("files") or [] if isinstance(item, dict)]
         wheels = package.get("wheels") or [name for name in files if name.endswith(".whl")]
         if (package.get("sdist") or files) and not wheels:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..origins import ARCHIVES
 from ..source_files import EXCLUDED_NAMES, SourceError, list_files
 
-ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _MANIFESTS = ("pyproject.toml", "setup.cfg", "setup.py", "requirements.txt")
 _FRAMEWORKS = (b"fastapi", b"starlette", b"litestar", b"quart", b"asgi")
 _DEEPEST = 3
