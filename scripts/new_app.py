@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "plugins" / "module_utils"))
 from forge.inspection.draft import VAULT, draft  # noqa: E402
 from forge.inspection.judge import Report, inspect  # noqa: E402
 from forge.inspection.text import render  # noqa: E402
-from forge.inventory_lint import name_problems  # noqa: E402
+from forge.names import name_problems  # noqa: E402
 from forge.source_files import SourceError  # noqa: E402
 
 # The name that README.md gives a copy of the example.
@@ -54,13 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         report = inspect(options.path, name=options.name, module=options.module)
+        check_name(report.name)
         sources = [value for file in variable_files(options.inventory) if (value := top_level(file, "secrets_source"))]
         draft(report, spelt(report), sources[-1] if sources else VAULT)
         if not report.will_run:
             print(render(report), end="")
             print(f"Nothing was written: mend this first. forgectl inspect --entry {options.path} prints the entry.")
             return 1
-        check_name(report.name)
         place = find(options.inventory)
         new = added(place, report)
         write(place.file, new)

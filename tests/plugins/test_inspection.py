@@ -869,9 +869,23 @@ def test_without_vault_no_role_ids_are_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("My_Shop.API", "my-shop-api"), ("9lives", "app-9lives"), ("a" * 40, "a" * 21), ("shop-", "shop")],
+    [
+        ("My_Shop.API", "my-shop-api"),
+        ("9lives", "app-9lives"),
+        ("a" * 40, "a" * 21),
+        ("shop-", "shop"),
+        ("Vault", "vault-app"),
+        ("forge-x", "app-forge-x"),
+    ],
 )
 def test_names_of_projects_become_names_of_entries(tmp_path: Path, name: str, expected: str) -> None:
     report = inspected(tmp_path, {"pyproject.toml": MANIFEST.replace('"shop"', f'"{name}"')})
     assert report.name == expected
     assert refused(report) == []
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+    """As a run does."""
+    report = inspected(tmp_path, {}, name="vault")
+    assert [problem.found for problem in report.problems] == ["vault is reserved"]
+    assert not report.will_run

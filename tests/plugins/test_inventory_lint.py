@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from forge.inventory_lint import domain_problems, name_problems, unknown_variable_problems
+from forge.inventory_lint import domain_problems, unknown_variable_problems
+from forge.names import name_problems
 from forge.problems import Problem, render
 from forge.secret_scan import holds_value, is_secret_name, looks_like_value, shape
 from forge.specs import read_roles

@@ -25,6 +25,7 @@ from . import (
 )
 from .bundle import Bundle
 from .connections import Demand, Server
+from .names import name_problems
 from .problems import Problem
 from .programs import Desk
 from .specs import Options, read_options, read_roles, validate
@@ -253,7 +254,7 @@ def _entries(inventory: Inventory, outcome: Outcome) -> dict[str, dict[str, Any]
     entries: dict[str, dict[str, Any]] = {}
     for key, value in apps.items():
         name, where = str(key), f"apps.{key}"
-        outcome.problems += inventory_lint.name_problems(name)
+        outcome.problems += name_problems(name)
         if not isinstance(value, Mapping):
             outcome.problems.append(
                 Problem(where, "a mapping with at least domain, source and module", kind(value), "fill it in")

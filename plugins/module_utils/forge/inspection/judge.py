@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import app_source, lock, locks, secret_scan
+from ..names import name_problems
 from ..problems import Problem, Refusal
 from . import callables, habits, project, routes, settings, sources, verdicts
 from .callables import Callable
@@ -194,6 +195,7 @@ def inspect(path: Path, name: str = "", module: str = "", python_path: str = "")
         _callable(report, code, source, shipped, module)
         _python(report)
         _locks(report, source, shipped)
+        report.problems += name_problems(report.name)
         if report.callable:
             _app(report, code, shipped, report.callable)
         _unreadable(report, code)
@@ -203,7 +205,10 @@ def inspect(path: Path, name: str = "", module: str = "", python_path: str = "")
 def app_name(text: str) -> str:
     """Return a name for the entry: it becomes a user, a unit and a database."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:_LONGEST_NAME].strip("-")
-    return name if re.match(r"[a-z]", name) else f"app-{name}".strip("-")[:_LONGEST_NAME]
+    name = name if re.match(r"[a-z]", name) else f"app-{name}".strip("-")[:_LONGEST_NAME]
+    # One of a user or a unit of the system is taken.
+    guesses = (name, f"{name[: _LONGEST_NAME - 4]}-app", f"app-{name[: _LONGEST_NAME - 4]}")
+    return next((guess for guess in guesses if not name_problems(guess)), name)
 
 
 def _root(source: Path, shipped: list[str]) -> str:
