@@ -466,8 +466,8 @@ def test_a_wheel(tmp_path: Path, desk: Desk) -> None:
     assert origin(bundle)["sha256"] == digest
 
 
-def test_an_sdist_is_built(tmp_path: Path, desk: Desk) -> None:
-    """By its own backend, once, into a wheel that is the same each time."""
+def test_an_sdist_goes_along_itself(tmp_path: Path, desk: Desk) -> None:
+    """What it is built into, for a look into it, depends on the machine; and need not work there."""
     backend = wheel(tmp_path, "plain-backend", "1.0", {"plain_backend.py": BACKEND})
     desk = Desk(desk.cache, desk.locks, index(tmp_path / "simple", backend, *tmp_path.parent.rglob("simple/*/*.whl")))
     folder = tmp_path / "shop-4.0"
@@ -485,13 +485,25 @@ def test_an_sdist_is_built(tmp_path: Path, desk: Desk) -> None:
     assert origin(bundle)["kind"] == "sdist"
     assert bundle.problems == []
     assert bundle.source
-    assert [path.name for path in (bundle.source / ".forge/packages").iterdir()] == ["shop-4.0-py3-none-any.whl"]
-    (folder / "plain.cfg").write_text("native")
+    assert [path.name for path in (bundle.source / ".forge/packages").iterdir()] == ["shop-4.0.tar.gz"]
+    assert "use `shop.main:app`" in refused(made(desk, "shop-4.0.tar.gz", module="shop.main:other"))
+    before = {path.name: path.read_bytes() for path in bundle.source.rglob("*") if path.is_file()}
+    shutil.rmtree(desk.cache)
+    index(tmp_path / "simple", wheel(tmp_path, "plain-backend", "1.1", {"plain_backend.py": BACKEND + "# newer\n"}))
+    again = made(desk, "shop-4.0.tar.gz", module="shop.main:app")
+    assert again.source
+    assert {path.name: path.read_bytes() for path in again.source.rglob("*") if path.is_file()} == before
+    (folder / "broken.cfg").touch()
+    (folder / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: shop\nVersion: 4.0\n")
     with tarfile.open(tmp_path / "shop-4.0.tar.gz", "w:gz") as archive:
         archive.add(folder, "shop-4.0")
-    native = made(desk, "shop-4.0.tar.gz")
-    assert native.source
-    assert [path.name for path in (native.source / ".forge/packages").iterdir()] == ["shop-4.0.tar.gz"]
+    assert "an sdist that builds on the control machine" in refused(made(desk, "shop-4.0.tar.gz"))
+    (folder / "PKG-INFO").write_text("Metadata-Version: 2.2\nName: Shop\nVersion: 4.0\nRequires-Dist: fastapi\n")
+    with tarfile.open(tmp_path / "shop-4.0.tar.gz", "w:gz") as archive:
+        archive.add(folder, "shop-4.0")
+    unbuilt = made(desk, "shop-4.0.tar.gz")
+    assert "fastapi" in locked(unbuilt)
+    assert origin(unbuilt) | {"sha256": ""} == origin(bundle) | {"sha256": ""}
 
 
 def test_builds_see_nothing_of_the_operators_environment(
@@ -525,7 +537,9 @@ BACKEND = """
 import pathlib, zipfile
 
 def build_wheel(directory, settings=None, metadata=None):
-    tag = "cp311-cp311-linux_x86_64" if pathlib.Path("plain.cfg").exists() else "py3-none-any"
+    tag = "py3-none-any"
+    if pathlib.Path("broken.cfg").exists():
+        raise SystemExit("no compiler")
     name = f"shop-4.0-{tag}.whl"
     info = "shop-4.0.dist-info"
     with zipfile.ZipFile(pathlib.Path(directory, name), "w") as archive:

@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -29,6 +31,7 @@ KINDS = "a folder; git+https://HOST/REPOSITORY@REF; a file *.whl, *.tar.gz or *.
 _SCHEMES = ("https", "ssh", "file")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 ARCHIVES = (".whl", ".tar.gz", ".zip")
+_PKG_INFO = re.compile(r"(\./)?[^/]+/PKG-INFO")
 _PACKAGE = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?\s*(?:\[[\w\s,.-]*\])?\s*(?:[=~!<>]=|[<>]).*")
 
 
@@ -303,26 +306,51 @@ def _fits(tag: Tag, target: Target) -> bool:
 
 
 def _sdist(path: Path, desk: Desk) -> Fetched:
+    """Build an sdist for a look into it: what goes along is itself, the same whoever builds it with what."""
     digest = _digest(path)
+    record = {"kind": "sdist", "file": path.name, "sha256": digest}
     folder = desk.cache / "built" / digest
-    if not used(folder):
-        with desk.filling(folder) as made:
-            try:
+    try:
+        if not used(folder):
+            with desk.filling(folder) as made:
                 desk.uv("build", "--wheel", "--out-dir", made, path)
-            except Failed as error:
-                raise Refusal(
-                    "source",
-                    f"an sdist that builds on the control machine: {path.name}",
-                    str(error),
-                    "mend its build: `uv build --wheel` shows all of it",
-                ) from None
+                if not any(made.glob("*.whl")):
+                    raise Failed("no wheel came of it")
+    except Failed as error:
+        # The host may have the Python, or the libraries, that are missing here.
+        headers = _static_metadata(path)
+        if headers is None:
+            raise Refusal(
+                "source",
+                f"an sdist that builds on the control machine, or says in PKG-INFO what it needs: {path.name}",
+                str(error),
+                "mend its build: `uv build --wheel` shows all of it",
+            ) from None
+        record |= {"name": canonicalize_name(headers["Name"]), "version": headers["Version"]}
+        return Fetched(record, distribution=_distribution(headers, path, None))
     wheel = next(folder.glob("*.whl"))
-    name, version, _, tags = parse_wheel_filename(wheel.name)
-    record = {"kind": "sdist", "file": path.name, "sha256": digest, "name": str(name), "version": str(version)}
-    tree = _unpacked(wheel, _digest(wheel), desk)
-    # What was compiled here need not run there: the host builds it for itself.
-    native = all(tag.platform != "any" for tag in tags)
-    return Fetched(record, distribution=_described(path if native else wheel, tree))
+    name, version, _, _ = parse_wheel_filename(wheel.name)
+    record |= {"name": str(name), "version": str(version)}
+    return Fetched(record, distribution=_described(path, _unpacked(wheel, _digest(wheel), desk)))
+
+
+def _static_metadata(path: Path) -> Message | None:
+    """Return the metadata of an sdist, where by its own words every build of it has the same dependencies."""
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                found = [archive.read(name) for name in archive.namelist() if _PKG_INFO.fullmatch(name)]
+        else:
+            with tarfile.open(path) as tar:
+                members = [tar.extractfile(member) for member in tar if _PKG_INFO.fullmatch(member.name)]
+                found = [member.read() for member in members if member]
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, OSError, EOFError, RuntimeError):
+        return None
+    headers = HeaderParser().parsestr(found[0].decode(errors="replace") if found else "")
+    version = [int(part) for part in re.findall(r"\d+", headers.get("Metadata-Version") or "0")]
+    dynamic = {field.lower() for field in headers.get_all("Dynamic") or []}
+    said = headers.get("Name") and headers.get("Version") and version >= [2, 2]
+    return headers if said and not dynamic & {"requires-dist", "requires-python"} else None
 
 
 def _unpacked(wheel: Path, digest: str, desk: Desk) -> Path:
@@ -342,6 +370,10 @@ def _described(file: Path, tree: Path) -> Distribution:
     if metadata is None:
         raise Refusal("source", f"metadata in {file.name}", "none", "build it again")
     headers = HeaderParser().parsestr(metadata.read_text(encoding="utf-8", errors="replace"))
+    return _distribution(headers, file, tree)
+
+
+def _distribution(headers: Message, file: Path, tree: Path | None) -> Distribution:
     return Distribution(
         dependencies=tuple(headers.get_all("Requires-Dist") or []),
         python=headers.get("Requires-Python") or "",
