@@ -371,6 +371,41 @@ def test_git(desk: Desk, repository: Path, ref: str) -> None:
     assert bundle.lock == "requirements.txt"
 
 
+def test_a_users_configuration_of_git_changes_no_file(
+    tmp_path: Path, desk: Desk, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digest of a release is the same for every colleague; an ssh of the user's own is used."""
+    (repository / "backend/link").symlink_to("pyproject.toml")
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message=3")
+    hook = tmp_path / "hooks/post-checkout"
+    hook.parent.mkdir()
+    hook.write_text("#!/bin/sh\ntouch backend/hooked\n")
+    hook.chmod(0o755)
+    (tmp_path / "gitconfig").write_text(
+        f"[core]\nautocrlf = true\nsymlinks = false\nhooksPath = {hook.parent}\nsshCommand = {tmp_path}/ssh\n"
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    bundle = made(desk, f"git+{repository.as_uri()}@main#subdirectory=backend", python_path="src")
+    assert bundle.source
+    assert b"\r" not in (bundle.source / "pyproject.toml").read_bytes()
+    assert (bundle.source / "link").is_symlink()
+    assert not (bundle.source / "hooked").exists()
+    (tmp_path / "ssh").write_text("#!/bin/sh\necho own >&2\nexit 1\n")
+    (tmp_path / "ssh").chmod(0o755)
+    assert "own" in refused(made(desk, "git+ssh://git@git.example.com/shop.git@v1"))
+
+
+def test_pointers_to_large_files_are_refused(desk: Desk, repository: Path) -> None:
+    """They are not what the app means to serve."""
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    (repository / "backend/logo.png").write_text(pointer)
+    git(repository, "add", "--all")
+    git(repository, "commit", "--quiet", "--message=3")
+    said = refused(made(desk, f"git+{repository.as_uri()}@main#subdirectory=backend"))
+    assert "backend/logo.png is a pointer of git LFS" in said
+
+
 def test_git_packs_all_that_is_tracked(desk: Desk, repository: Path) -> None:
     """What the cache lies in, and a .gitignore of the app, have no say."""
     (repository / "backend/build").mkdir()

@@ -31,6 +31,8 @@ KINDS = "a folder; git+https://HOST/REPOSITORY@REF; a file *.whl, *.tar.gz or *.
 _SCHEMES = ("https", "ssh", "file")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 ARCHIVES = (".whl", ".tar.gz", ".zip")
+# By the specification of git LFS, in bytes.
+_LARGEST_POINTER = 1024
 _PKG_INFO = re.compile(r"(\./)?[^/]+/PKG-INFO")
 _PACKAGE = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?\s*(?:\[[\w\s,.-]*\])?\s*(?:[=~!<>]=|[<>]).*")
 
@@ -267,11 +269,25 @@ def _check_out(repository: Repository, name: str, commit: str, folder: Path) -> 
             str(error),
             "push it, or name another ref; try again if the branch has just moved",
         ) from None
+    _refuse_pointers(repository, folder)
     for path in [*folder.rglob(".git")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _refuse_pointers(repository: Repository, folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST_POINTER:
+            continue
+        if path.read_bytes().startswith(b"version https://git-lfs.github.com/spec/"):
+            raise Refusal(
+                "source",
+                f"the files of {repository.url} in git itself",
+                f"{path.relative_to(folder)} is a pointer of git LFS",
+                "keep what the app needs in git, or release a clone of it as a folder or a wheel",
+            )
 
 
 def _wheel(path: Path, target: Target, desk: Desk) -> Fetched:
@@ -309,13 +325,8 @@ def _sdist(path: Path, desk: Desk) -> Fetched:
     """Build an sdist for a look into it: what goes along is itself, the same whoever builds it with what."""
     digest = _digest(path)
     record = {"kind": "sdist", "file": path.name, "sha256": digest}
-    folder = desk.cache / "built" / digest
     try:
-        if not used(folder):
-            with desk.filling(folder) as made:
-                desk.uv("build", "--wheel", "--out-dir", made, path)
-                if not any(made.glob("*.whl")):
-                    raise Failed("no wheel came of it")
+        wheel = _built(path, desk.cache / "built" / digest, desk)
     except Failed as error:
         # The host may have the Python, or the libraries, that are missing here.
         headers = _static_metadata(path)
@@ -328,10 +339,19 @@ def _sdist(path: Path, desk: Desk) -> Fetched:
             ) from None
         record |= {"name": canonicalize_name(headers["Name"]), "version": headers["Version"]}
         return Fetched(record, distribution=_distribution(headers, path, None))
-    wheel = next(folder.glob("*.whl"))
     name, version, _, _ = parse_wheel_filename(wheel.name)
     record |= {"name": str(name), "version": str(version)}
     return Fetched(record, distribution=_described(path, _unpacked(wheel, _digest(wheel), desk)))
+
+
+def _built(path: Path, folder: Path, desk: Desk) -> Path:
+    if not used(folder):
+        with desk.filling(folder) as made:
+            desk.uv("build", "--wheel", "--out-dir", made, path)
+    wheel = next(folder.glob("*.whl"), None)
+    if wheel is None:
+        raise Failed("no wheel came of it")
+    return wheel
 
 
 def _static_metadata(path: Path) -> Message | None:
@@ -358,7 +378,7 @@ def _unpacked(wheel: Path, digest: str, desk: Desk) -> Path:
     if not used(folder):
         try:
             with desk.filling(folder) as made, zipfile.ZipFile(wheel) as archive:
-                archive.extractall(made)
+                archive.extractall(made)  # noqa: S202 - a zip, which stays in its folder
         except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError) as error:
             raise Refusal("source", f"a wheel in {wheel}", str(error), "build it again") from None
     return folder

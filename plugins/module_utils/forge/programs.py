@@ -30,6 +30,19 @@ _SEEN = re.compile(
 _OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR", "GIT_PREFIX")
 
 
+# What is checked out is the same for everybody, whatever their own configuration says.
+_ALIKE = (
+    "-c",
+    "core.autocrlf=false",
+    "-c",
+    "core.eol=lf",
+    "-c",
+    "core.symlinks=true",
+    "-c",
+    "core.hooksPath=/dev/null",
+)
+
+
 class Failed(Exception):
     """A program that failed; the message is what it said last, on one line."""
 
@@ -106,9 +119,20 @@ def git(*arguments: str | Path, folder: Path, local: bool = False) -> str:
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_ALLOW_PROTOCOL": "file" if local else "https:ssh",
         "LC_ALL": "C.UTF-8",
+        # A tool of its own for large files leaves pointers to them, which are refused.
+        "GIT_LFS_SKIP_SMUDGE": "1",
     }
-    environment.setdefault("GIT_SSH_COMMAND", "ssh -o BatchMode=yes")
-    return _run(["git", *arguments], environment, folder)
+    if "GIT_SSH_COMMAND" not in environment and not _own_ssh(environment, folder):
+        environment["GIT_SSH_COMMAND"] = "ssh -o BatchMode=yes"
+    return _run(["git", *_ALIKE, *arguments], environment, folder)
+
+
+def _own_ssh(environment: dict[str, str], folder: Path) -> bool:
+    """Tell whether the user's configuration has an ssh, such as one with a key for this."""
+    try:
+        return bool(_run(["git", "config", "--get", "core.sshCommand"], environment, folder).strip())
+    except Failed:
+        return False
 
 
 def _run(command: Sequence[str | Path], environment: dict[str, str], folder: Path) -> str:
