@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import judge
-from .entry import FILL_IN, ROLE_ID, Mapping
+from .entry import FILL_IN, Mapping
 from .judge import Report
 from .settings import Setting, may_hold_credentials
 
@@ -234,7 +234,7 @@ class _Draft:
                 self._entry.add("secrets", secrets)
             return
         if self._vault:
-            secrets.add("role_id", ROLE_ID, self._asked(f"role id of the AppRole forge-{self._report.name}-app"))
+            secrets.add("role_id", FILL_IN, self._asked(f"role id of the AppRole forge-{self._report.name}-app"))
         secrets.add("variables", variables)
         self._entry.add("secrets", secrets)
 
@@ -257,7 +257,7 @@ class _Draft:
                 migration.say(f"alembic upgrade head, with {report.migrations.file}")
             if self._vault:
                 asked = self._asked(f"role id of the AppRole forge-{report.name}-migrate")
-                migration.add("role_id", ROLE_ID, asked)
+                migration.add("role_id", FILL_IN, asked)
             if not self._knows_us():
                 parts = {"user": _USER_KEY, "password": _PASSWORD_KEY}
                 named = {one.name: parts[part] for part, one in self._parts.items() if part in parts}

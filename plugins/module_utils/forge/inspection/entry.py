@@ -10,7 +10,6 @@ from typing import Any
 
 # What stands for a value that only a person knows; preflight refuses it.
 FILL_IN = "FILL_IN"
-ROLE_ID = "00000000-0000-0000-0000-000000000000"
 _PLAIN = re.compile(r"[A-Za-z/._][\w ./:+@=()-]*")
 # YAML 1.1, which Ansible reads, takes these for something else.
 _OTHER = re.compile(
@@ -64,7 +63,7 @@ class Mapping:
 def flow(value: Any) -> str:
     """Return a value on one line of YAML."""
     if isinstance(value, str):
-        plain = value == ROLE_ID or (_PLAIN.fullmatch(value) and not _OTHER.fullmatch(value))
+        plain = _PLAIN.fullmatch(value) and not _OTHER.fullmatch(value)
         return value if plain else json.dumps(value, ensure_ascii=not value.isprintable())
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_item(item) for item in value)}]"
