@@ -303,6 +303,27 @@ def uv_lock(source: Path, packages: str) -> None:
     subprocess.run(command, cwd=source, check=True, env=os.environ | {"UV_NO_CONFIG": "1"})
 
 
+def test_a_lock_for_some_pythons_is_complete_on_these(tmp_path: Path, desk: Desk) -> None:
+    """Where the app admits no newer one, nothing is added to it."""
+    lock = LOCK.replace(" \\", " ; python_full_version < '3.13' \\")
+    newest = MANIFEST.replace(">=3.9", ">=3.11,<3.13")
+    source = write(tmp_path / "shop", lock=lock, manifest=newest)
+    assert made(desk, source, "3.12.3", python_path="src") == Bundle(source, lock="requirements.txt")
+    assert made(desk, write(tmp_path / "any", lock=lock), "3.12.3", python_path="src").resolved
+
+
+def test_another_exporter_exports_anew(
+    tmp_path: Path, desk: Desk, packages: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may write a lock differently."""
+    source = write(tmp_path / "shop", lock=None)
+    uv_lock(source, packages)
+    for newer in ("1", "2"):
+        monkeypatch.setattr(locks, "version", lambda _, newer=newer: newer, raising=False)
+        locked(made(desk, source, python_path="src"))
+    assert len([*(desk.cache / "exports").iterdir()]) == 2
+
+
 def test_uv_lock(tmp_path: Path, desk: Desk, packages: str) -> None:
     """It is exported, and one that contradicts pyproject.toml is refused."""
     source = write(tmp_path / "shop", lock=None)

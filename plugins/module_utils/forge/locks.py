@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Work:
         app: Its name.
         desk: Where that is done.
         python: The Python that its lock begins at.
+        wanted: Its own requires-python.
         folder: The app's.
         root: The folder that its files may be in: a repository's, or the same.
         files: Those that resolving needs, below `root`.
@@ -79,6 +81,7 @@ class Work:
     app: str
     desk: Desk
     python: str
+    wanted: str = ""
     folder: Path = Path()
     root: Path = Path()
     files: tuple[Path, ...] = ()
@@ -104,7 +107,8 @@ def of_folder(app: str, folder: Path, root: Path | None, wanted: str, desk: Desk
     if not path.is_file() or file not in names or not path.resolve().is_relative_to(folder.resolve()):
         found = "git ignores it" if path.is_file() and not file.startswith("..") else "no such file"
         raise Refusal("lock", f"a lock at {path}", found, f"write it with {command(file)}, or correct `lock`")
-    work = Work(app, desk, _from_python(folder), folder, root or folder, files)
+    python = _python(folder)
+    work = Work(app, desk, _lowest(python), python, folder, root or folder, files)
     if path.name in (_UV, _POETRY, _PDM):
         return _with_servers(work, file, _exported(path, desk))
     if path.suffix == ".toml" or path.name in _SETUP:
@@ -214,7 +218,8 @@ def _exported(path: Path, desk: Desk) -> str:
     folder, manifest = path.parent, path.with_name(MANIFEST)
     if not manifest.is_file():
         raise Refusal("lock", f"{MANIFEST} beside {path.name}", "none", "a lock without it cannot be read; add it")
-    made = desk.cache / "exports" / f"{_digest({f.name: f.read_text(errors='replace') for f in (path, manifest)})}.txt"
+    inputs = {file.name: file.read_text(errors="replace") for file in (path, manifest)}
+    made = desk.cache / "exports" / f"{_digest({**inputs, '': _exporter(path.name)})}.txt"
     if used(made):
         return made.read_text()
     try:
@@ -241,6 +246,11 @@ def _exported(path: Path, desk: Desk) -> str:
     return text
 
 
+def _exporter(name: str) -> str:
+    """Return which versions export a lock: another may write it differently."""
+    return version("uv") if name == _UV else _EXPORTERS.read_text()
+
+
 def _by_its_tool(name: str, desk: Desk, folder: Path) -> str:
     if name == _POETRY:
         arguments = [*_POETRY_TOOLS, "export", "--format=requirements.txt", "--no-interaction", "--output=exported.txt"]
@@ -253,7 +263,8 @@ def _by_its_tool(name: str, desk: Desk, folder: Path) -> str:
 def _with_servers(work: Work, file: str, base: str) -> Lock:
     """Return a complete lock, with what the platform needs added where it lacks that; all of its own pins hold."""
     pins, _ = parse(base)
-    missing = [name for name in SERVER_PACKAGES if not _covered(name, pins)]
+    pythons = [each for each in _PYTHONS if _admits(work.wanted, each.replace(".0", ".99"))]
+    missing = [name for name in SERVER_PACKAGES if not _covered(name, pins, pythons)]
     if not missing:
         return Lock(file, base)
     constraints = "".join(f"{pin.requirement}\n" for pin in pins)
@@ -263,7 +274,7 @@ def _with_servers(work: Work, file: str, base: str) -> Lock:
         (folder / _CONSTRAINTS).write_text(constraints)
         (folder / _PLATFORM).write_text(inputs[_PLATFORM])
         added = _compile(work, folder, [_PLATFORM, f"--constraint={_CONSTRAINTS}"])
-        more = "".join(block for name, block in _blocks(added) if not _covered(name, pins))
+        more = "".join(block for name, block in _blocks(added) if not _covered(name, pins, pythons))
         return f"{base.rstrip()}\n# What the platform serves it with.\n{more}"
 
     expected = f"{', '.join(missing)} beside the app's own versions"
@@ -383,10 +394,10 @@ def _toml(path: Path) -> dict[str, Any]:
         raise Refusal("source", f"a readable {path.name}", f"{path}: {error}", "mend the file") from None
 
 
-def _from_python(folder: Path) -> str:
+def _python(folder: Path) -> str:
     manifest = folder / MANIFEST
     project = _toml(manifest).get("project") if manifest.is_file() else None
-    return _lowest(str(project.get("requires-python") or "") if isinstance(project, Mapping) else "")
+    return str(project.get("requires-python") or "") if isinstance(project, Mapping) else ""
 
 
 def _admits(wanted: str, python: str) -> bool:
@@ -406,12 +417,11 @@ def _lowest(wanted: str) -> str:
     return max([_OLDEST, *(bound.removesuffix(".*") for bound in bounds)], key=Version)
 
 
-def _covered(name: str, pins: Iterable[Pin]) -> bool:
-    """Tell whether pins have a package on every Python."""
+def _covered(name: str, pins: Iterable[Pin], pythons: Iterable[str]) -> bool:
+    """Tell whether pins have a package on every one of some Pythons."""
     markers = [pin.requirement.marker for pin in pins if pin.name == name]
     return all(
-        any(marker is None or marker.evaluate(Target(python).environment()) for marker in markers)
-        for python in _PYTHONS
+        any(marker is None or marker.evaluate(Target(python).environment()) for marker in markers) for python in pythons
     )
 
 
