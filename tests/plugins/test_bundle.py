@@ -35,13 +35,14 @@ ENTRY = {"module": "shop.main:app", "python_path": ".", "lock": "", "static": {}
 SETUPTOOLS = """
 import pathlib
 
+def prepare_metadata_for_build_wheel(directory, settings=None):
+    info = pathlib.Path(directory, "shop-1.0.dist-info")
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: shop\\nVersion: 1.0\\nRequires-Dist: fastapi\\n")
+    return info.name
+
 class __legacy__:
-    @staticmethod
-    def prepare_metadata_for_build_wheel(directory, settings=None):
-        info = pathlib.Path(directory, "shop-1.0.dist-info")
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: shop\\nVersion: 1.0\\nRequires-Dist: fastapi\\n")
-        return info.name
+    prepare_metadata_for_build_wheel = staticmethod(prepare_metadata_for_build_wheel)
 """
 FILES = {"shop/__init__.py": "", "shop/main.py": APP}
 
@@ -301,6 +302,19 @@ def uv_lock(source: Path, packages: str) -> None:
     (source / "uv.lock").unlink(missing_ok=True)
     command = [str(Path(sys.executable).parent / "uv"), "lock", "--quiet", "--default-index", packages]
     subprocess.run(command, cwd=source, check=True, env=os.environ | {"UV_NO_CONFIG": "1"})
+
+
+def test_dependencies_in_another_file_are_inputs(tmp_path: Path, desk: Desk) -> None:
+    """As options of a build backend name it; when it changes, the kept lock does not fit any more."""
+    manifest = (
+        '[project]\nname = "shop"\nversion = "1"\ndynamic = ["dependencies"]\n'
+        '[tool.setuptools.dynamic]\ndependencies = {file = ["deps/base.in"]}\n'
+    )
+    source = write(tmp_path / "shop", lock=None, manifest=manifest, **{"deps/base.in": "fastapi\n"})
+    keep(made(desk, source, python_path="src"), desk)
+    assert made(desk, source, python_path="src").resolved == desk.locks / "shop.txt"
+    (source / "deps/base.in").write_text("fastapi\nshop-extra\n")
+    assert made(desk, source, python_path="src").resolved != desk.locks / "shop.txt"
 
 
 def test_a_lock_for_some_pythons_is_complete_on_these(tmp_path: Path, desk: Desk) -> None:

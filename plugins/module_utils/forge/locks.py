@@ -40,6 +40,7 @@ _PYTHONS = ("3.11.0", "3.12.0", "3.13.0", "3.14.0")
 _DECIDING = ("dependencies", "requires-python", "dynamic", "optional-dependencies", "name")
 # Part of what a resolved lock was made from: another number resolves all of them anew.
 _FORMAT = 1
+_LONGEST_PATH = 250
 _INPUTS = "# Inputs: "
 # Files that are laid beside a copy of the app's.
 _PLATFORM, _CONSTRAINTS, _LOCKED, _APP = "forge-platform.in", "forge-pins.txt", "forge-locked.txt", "app.in"
@@ -378,13 +379,25 @@ def _inputs_of_manifest(path: Path) -> dict[str, str]:
     project = document.get("project")
     tools = document.get("tool") or {}
     if not isinstance(project, Mapping) or "dependencies" in (project.get("dynamic") or []):
-        # A build backend says what they are, out of these as a rule.
-        said = [path, *path.parent.glob("setup.*"), *sorted(path.parent.glob("*requirements*.txt"))]
-        return {each.name: each.read_text(errors="replace") for each in said if each.is_file()}
+        # A build backend says what they are, out of these as a rule, and of files that its options name.
+        folder = path.parent
+        said = [path, *folder.glob("setup.*"), *folder.glob("*requirements*.txt")]
+        said += [folder / name for name in _texts(tools) if len(name) < _LONGEST_PATH and "\0" not in name]
+        return {
+            os.path.relpath(each, folder): each.read_text(errors="replace") for each in sorted(said) if each.is_file()
+        }
     refuse_elsewhere("\n".join(map(str, project.get("dependencies") or [])), path.name)
     deciding: dict[str, Any] = {name: project[name] for name in _DECIDING if name in project}
     deciding["tool.uv"] = tools.get("uv")
     return {"deciding": json.dumps(deciding, sort_keys=True, default=str)}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a value of TOML."""
+    if isinstance(value, str):
+        yield value
+    for each in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _texts(each)
 
 
 def _toml(path: Path) -> dict[str, Any]:
