@@ -26,8 +26,8 @@ from forge.inspection.text import render  # noqa: E402
 from forge.names import name_problems  # noqa: E402
 from forge.source_files import SourceError  # noqa: E402
 
-# The name that README.md gives a copy of the example.
-PREFERRED, EXAMPLE = ROOT / "inventory" / "production", ROOT / "inventory" / "example"
+# The name that README.md gives a copy of the example, which stays as it is.
+INVENTORY = ROOT / "inventory" / "production"
 KEY = "apps"
 
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="a folder, a wheel or an sdist")
     parser.add_argument("--name", default="", help="name of the entry; without it that of the project")
     parser.add_argument("--module", default="", help="the callable, where it is not the one that is found")
-    parser.add_argument("--inventory", type=Path, default=PREFERRED if PREFERRED.is_dir() else EXAMPLE)
+    parser.add_argument("--inventory", type=Path, default=INVENTORY)
     options = parser.parse_args(arguments)
     try:
         report = inspect(options.path, name=options.name, module=options.module)

@@ -141,6 +141,16 @@ def test_what_cannot_be_written_is_refused_and_nothing_changes(
     assert {file: file.read_bytes() for file in root.rglob("*") if file.is_file()} == before
 
 
+def test_the_example_stays_an_example(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who has no inventory yet is told how to make one."""
+    monkeypatch.setattr(new_app, "INVENTORY", tmp_path / "inventory/production", raising=False)
+    monkeypatch.setattr(new_app, "write", lambda *_: None)
+    assert new_app.main([str(shop)]) == 1
+    assert "make one: cp -r inventory/example" in capsys.readouterr().err
+
+
 def test_an_app_that_will_not_run_is_not_written(
     shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
