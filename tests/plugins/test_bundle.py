@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def desk(tmp_path: Path, packages: str, monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    # Each look at an app is that of another run.
+    runs = count()
+    monkeypatch.setattr(locks, "this_run", lambda: str(next(runs)))
     return Desk(tmp_path / "cache", tmp_path / "inventory/locks", packages)
 
 
@@ -195,6 +199,19 @@ def test_what_was_resolved_is_used_until_its_inputs_change(tmp_path: Path, desk:
     assert said.startswith("apps.shop.lock: ")
     changed = locked(made(desk, source, python_path="src"))
     assert (changed["shop-extra"], changed["packaging"]) == ("1.0", "24.0")
+
+
+def test_hosts_of_a_run_share_one_lock(tmp_path: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them with other requirements would take turns in the one file, and none get the same again."""
+    source = write(tmp_path / "shop", lock="fastapi\n", manifest=None)
+    other = write(tmp_path / "other", lock="shop-extra\n", manifest=None)
+    monkeypatch.setattr(locks, "this_run", lambda: "one")
+    for _ in range(2):
+        assert "fastapi" in locked(made(desk, source, python_path="src"))
+    said = refused(made(desk, other, python_path="src"))
+    assert said.startswith("apps.shop.lock: the same requirements of shop on all hosts of a run")
+    elsewhere = Desk(desk.cache, tmp_path / "staging/locks", desk.index)
+    assert "shop-extra" in locked(made(elsewhere, other, python_path="src"))
 
 
 def test_who_removes_a_kept_lock_gets_the_newest_versions(tmp_path: Path, desk: Desk) -> None:
@@ -470,7 +487,7 @@ def test_every_host_of_a_run_gets_the_same_commit(
     (repository / "backend/new.txt").write_text("y")
     git(repository, "commit", "--quiet", "--all", "--message=3")
     assert origin(made(desk, source, python_path="src"))["commit"] == first
-    monkeypatch.setattr(origins, "_this_run", lambda: "another")
+    monkeypatch.setattr(origins, "this_run", lambda: "another")
     assert origin(made(desk, source, python_path="src"))["commit"] == git(repository, "rev-parse", "main")
 
 

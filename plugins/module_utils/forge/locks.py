@@ -23,7 +23,7 @@ from . import secret_scan
 from .lock import SERVER_PACKAGES, Pin, Target, elsewhere, parse
 from .origins import Distribution
 from .problems import Refusal
-from .programs import Desk, Failed, put, used
+from .programs import Desk, Failed, put, this_run, used
 from .source_files import list_files
 
 TEXT, MANIFEST = "requirements.txt", "pyproject.toml"
@@ -300,6 +300,7 @@ def _resolved(work: Work, file: str, names: list[str], inputs: Mapping[str, str]
 def _kept(work: Work, file: str, inputs: Mapping[str, str], warning: str, compiled: Any, expected: str) -> Lock:
     """Return what was resolved from the same inputs before, beside the inventory or in the cache; else resolve."""
     digest = _digest({**inputs, "": f"{_FORMAT} {work.python}"})
+    _refuse_another(work, digest)
     # From a check to the run that keeps it.
     cached = work.desk.cache / "locks" / f"{work.app}-{digest}.txt"
     kept = work.kept.read_text() if work.kept.is_file() else ""
@@ -321,6 +322,21 @@ def _kept(work: Work, file: str, inputs: Mapping[str, str], warning: str, compil
         )
         put(cached, header + text)
     return Lock(file, cached.read_text(), resolved=cached, warning=warning)
+
+
+def _refuse_another(work: Work, digest: str) -> None:
+    """Refuse requirements other than those of another host of this run: they would take turns in the one file."""
+    where = hashlib.sha256(str(work.kept).encode()).hexdigest()[:24]
+    noted = work.desk.cache / "runs" / f"{where}.json"
+    note = json.loads(noted.read_text()) if noted.is_file() else {}
+    if note.get("run") == this_run() and note["digest"] != digest:
+        raise Refusal(
+            "lock",
+            f"the same requirements of {work.app} on all hosts of a run, as they share {work.kept}",
+            "others than those of a host before this one",
+            "give them one `source` and `lock`, or keep these hosts in an inventory folder of their own",
+        )
+    put(noted, json.dumps({"run": this_run(), "digest": digest}))
 
 
 def _compile(work: Work, folder: Path, arguments: list[str]) -> str:

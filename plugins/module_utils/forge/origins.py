@@ -25,7 +25,7 @@ from packaging.version import InvalidVersion, Version
 
 from .lock import Target
 from .problems import Refusal
-from .programs import Desk, Failed, git, put, used
+from .programs import Desk, Failed, git, put, this_run, used
 
 KINDS = "a folder; git+https://HOST/REPOSITORY@REF; a file *.whl, *.tar.gz or *.zip; or a package as NAME==VERSION"
 _SCHEMES = ("https", "ssh", "file")
@@ -215,7 +215,7 @@ def _commit(repository: Repository, desk: Desk) -> tuple[str, str]:
     if _COMMIT.fullmatch(ref):
         return ref, ref
     noted = desk.cache / "refs" / f"{hashlib.sha256(f'{url} {ref}'.encode()).hexdigest()[:24]}.json"
-    run = _this_run()
+    run = this_run()
     if noted.is_file() and (note := json.loads(noted.read_text()))["run"] == run:
         return str(note["name"]), str(note["commit"])
     # In pip's order.
@@ -242,13 +242,6 @@ def _commit(repository: Repository, desk: Desk) -> tuple[str, str]:
     commit = found.get(f"{name}^{{}}", found[name])
     put(noted, json.dumps({"run": run, "name": name, "commit": commit}))
     return name, commit
-
-
-def _this_run() -> str:
-    """Name the process that all hosts of a run have in common, so that no later run mistakes it for its own."""
-    stat = Path(f"/proc/{os.getppid()}/stat")
-    began = stat.read_text().rpartition(")")[2].split()[19] if stat.is_file() else ""
-    return f"{os.getppid()} {began}"
 
 
 def _check_out(repository: Repository, name: str, commit: str, folder: Path) -> None:

@@ -164,6 +164,13 @@ def used(path: Path) -> bool:
     return False
 
 
+def this_run() -> str:
+    """Name the process that all hosts of a run have in common, so that no later run mistakes it for its own."""
+    stat = Path(f"/proc/{os.getppid()}/stat")
+    began = stat.read_text().rpartition(")")[2].split()[19] if stat.is_file() else ""
+    return f"{os.getppid()} {began}"
+
+
 def put(path: Path, text: str) -> None:
     """Write a file of the cache, whole or not at all; the oldest beside it go."""
     path.parent.mkdir(parents=True, exist_ok=True)
