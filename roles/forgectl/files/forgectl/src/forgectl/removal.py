@@ -152,6 +152,9 @@ def _reopen(layout: Layout, say: Say) -> None:
         again = f"sudo forgectl restore {layout.name}"
         raise Refused(f"{error}; {layout.name} runs, but clients do not reach it; mend that, then: {again}") from error
     _start_timers(layout, present.removed)
+    if present.live and not present.maintenance:
+        # A removal that was killed early has stopped those on a schedule, and no slot.
+        commands.hand_over(layout, present.live.slot)
     present.removed = None
     _record(present, "live")
     state.save(layout, present)
