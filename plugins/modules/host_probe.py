@@ -355,8 +355,7 @@ def described(root: Path) -> list[dict[str, Any]]:
             limit = re.search(r"^MemoryMax=(\d+)M$", (path.parent / f"{name}.d/slot.conf").read_text(), re.MULTILINE)
             state = json.loads((root / "var/lib/forge" / name / "state.json").read_text())
         except (OSError, ValueError):
-            # Nothing of it was ever released, so nothing runs.
-            limit, state = None, {"removed": True}
+            limit, state = None, {}
         apps.append(
             {
                 "name": name,
@@ -365,7 +364,9 @@ def described(root: Path) -> list[dict[str, Any]]:
                 "workers": app.get("workers", {}).get("count", 1),
                 "pool_max": int(pool) if str(pool).isdigit() else 5,
                 "memory_max_mib": int(limit[1]) if limit else 0,
-                "removed": bool(state.get("removed")),
+                "served": bool(state.get("live")),
+                # Where no release ever got to serve, nothing runs, but for a first one that is under way.
+                "removed": bool(state.get("removed") or not (state.get("live") or state.get("operation"))),
             }
         )
     return apps

@@ -22,6 +22,7 @@ class Other:
         database: Name of its database on this host; empty without one.
         memory_max_mib: Limit of one slot, 0 when nobody knows.
         removed: Whether it is out of service, and only what it left is there.
+        served: Whether a release of it ever served; else it has neither site nor certificate.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Other:
     pool_max: int
     memory_max_mib: int
     removed: bool
+    served: bool
 
 
 def found(described: Iterable[Mapping[str, Any]], entries: Mapping[str, object]) -> list[Other]:
@@ -44,10 +46,16 @@ def found(described: Iterable[Mapping[str, Any]], entries: Mapping[str, object])
             pool_max=int(app["pool_max"]),
             memory_max_mib=int(app["memory_max_mib"]),
             removed=bool(app["removed"]),
+            served=bool(app["served"]),
         )
         for app in described
         if app["name"] not in entries
     ]
+
+
+def domains(others: Sequence[Other]) -> dict[str, list[str]]:
+    """Return the domains of those that have a site, or did and may be restored."""
+    return {other.name: list(other.domains) for other in others if other.served}
 
 
 def running(others: Sequence[Other]) -> list[Other]:
@@ -76,7 +84,7 @@ def plans(others: Sequence[Other], local: str) -> list[sizing.Plan]:
 def problems(others: Sequence[Other], entries: Mapping[str, Mapping[str, Any]], local: str) -> list[Problem]:
     """Return what entries claim that one of the others has: a domain, or a database on this host."""
     result = []
-    domains = {domain: other.name for other in running(others) for domain in other.domains}
+    taken = {domain: other.name for other in running(others) for domain in other.domains}
     databases = {other.database: other.name for other in running(others) if other.database}
     for name, entry in entries.items():
         claims = [(f"apps.{name}.domain", entry.get("domain"))]
@@ -85,11 +93,11 @@ def problems(others: Sequence[Other], entries: Mapping[str, Mapping[str, Any]], 
             Problem(
                 where,
                 "a domain that no other app of the host has",
-                f"{domain}, which {domains[domain]} serves, though no entry names it any more",
-                REMOVE.format(name=domains[domain]),
+                f"{domain}, which {taken[domain]} serves, though no entry names it any more",
+                REMOVE.format(name=taken[domain]),
             )
             for where, domain in claims
-            if domain in domains
+            if domain in taken
         ]
         database = entry.get("database")
         if isinstance(database, Mapping) and database.get("placement") == local:
