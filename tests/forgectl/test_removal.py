@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from forgectl import database, release, removal, state, status, systemd
+from forgectl import config, database, release, removal, state, status, systemd
 from forgectl.cutover import Cutover
 from forgectl.errors import CandidateFailed, ForgeError, Locked, Refused
 from forgectl.layout import SLOTS, Layout
@@ -17,6 +17,7 @@ from test_cutover import Host, name, new_host, two_releases, watch
 
 __all__ = ["new_host"]
 NEIGHBOUR = "inbox-two"
+DOMAINS = {"inbox": "inbox.example.com", NEIGHBOUR: "two.example.com"}
 
 
 class Served(Host):
@@ -36,7 +37,10 @@ class Served(Host):
                 (here.credentials / f"forge.{here.name}.{part}").touch()
             for kind in ("@.service", "@.socket", "-migrate@.service"):
                 (here.units / f"{here.name}{kind}").touch()
-            here.site.write_text(f"server {{ ssl_certificate tls/live/{here.name}.pem; }}\n")
+            here.site.write_text(
+                f"server {{\n    server_name {DOMAINS[here.name]} www.{DOMAINS[here.name]};\n"
+                f"    ssl_certificate tls/live/{here.name}.pem;\n}}\n"
+            )
             (layout.root / "etc/nginx/tls/live").mkdir(parents=True, exist_ok=True)
             for path in ("key", "pem", "live"):
                 certificate = layout.root / "etc/nginx/tls" / f"{here.name}.{path}"
@@ -392,6 +396,38 @@ def test_a_role_that_owns_something_else_stops_the_purge(host: Served, filled: s
         connection.execute("DROP TABLE public.kept")
     host.purge()
     assert host.traces() == []
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_domain_that_went_to_another_app_is_not_taken_back(host: Served, dry_run: bool) -> None:
+    host.remove()
+    other = Layout(NEIGHBOUR, host.layout.root).site
+    before = other.read_text()
+    other.write_text(before.replace("www.two.example.com", "www.inbox.example.com"))
+    with pytest.raises(Refused, match=rf"expected www\.inbox\.example\.com to be free .* {NEIGHBOUR} serves it"):
+        host.restore(dry_run=dry_run)
+    host.assert_removed()
+    other.write_text(before)
+    host.restore()
+    host.assert_in_service()
+
+
+def test_a_database_that_went_to_another_app_is_not_taken_back(host: Served) -> None:
+    """Of one that is out of service itself, it does not matter."""
+    host.remove()
+    assert host.state.live
+    settings = host.layout.settings(host.state.live.release)
+    section = '\n[database]\nplacement = "local"\nname = "inbox"\napp_role = "inbox_app"\nurl = "postgresql:///x"\n'
+    settings.write_text(settings.read_text() + section.replace("local", "external"))
+    other = Layout(NEIGHBOUR, host.layout.root)
+    other.description.write_text(other.description.read_text() + section)
+    removal.refuse_what_another_has(host.layout, config.load(settings))
+    settings.write_text(settings.read_text().replace("external", "local"))
+    with pytest.raises(Refused, match=f"expected the database inbox to be free .* {NEIGHBOUR} uses it"):
+        host.restore()
+    host.assert_removed()
+    state.save(other, state.State(removed=state.Removed("now", "somebody", done=True)))
+    removal.refuse_what_another_has(host.layout, config.load(settings))
 
 
 def test_a_certificate_that_another_site_names_is_kept(host: Served) -> None:

@@ -173,6 +173,28 @@ def refuse_while_purged(layout: Layout, present: State) -> None:
         )
 
 
+def refuse_what_another_has(layout: Layout, app: App) -> None:
+    """Check that nobody got the names or the database of a removed app meanwhile.
+
+    Raises:
+        Refused: an app in service has one of them.
+    """
+    site = layout.site if layout.site.exists() else layout.removed_site
+    wanted = _server_names(site) if site.exists() else {app.domain}
+    for other in sorted(layout.site.parent.glob("*.conf")):
+        if other != layout.site and (shared := sorted(wanted & _server_names(other))):
+            raise Refused(
+                f"expected {', '.join(shared)} to be free for {layout.name}; found that {other.stem} serves it; take "
+                f"it away from {other.stem} first, or give {layout.name} another domain in its entry and run site.yml"
+            )
+    db = app.database
+    if db and db.placement == "local" and (user := _shared_with(layout, db.name, in_service=True)):
+        raise Refused(
+            f"expected the database {db.name} to be free for {layout.name}; found that {user} uses it; remove {user} "
+            f"first, or give {layout.name} another database in its entry and run site.yml"
+        )
+
+
 def is_gone(layout: Layout) -> bool:
     """Whether this host knows nothing of an app, or no more."""
     return not layout.description.exists() and not layout.state_dir.exists()
@@ -321,10 +343,16 @@ def _certificates(layout: Layout) -> list[Path]:
     return [tls / f"{layout.name}.key", tls / f"{layout.name}.pem", tls / "live" / f"{layout.name}.pem", lineage]
 
 
-def _shared_with(layout: Layout, name: str) -> str | None:
+def _server_names(site: Path) -> set[str]:
+    """The host names that a site is for."""
+    found = re.findall(r"^\s*server_name\s+([^;]+);", site.read_text(errors="replace"), re.MULTILINE)
+    return {name for each in found for name in each.split()}
+
+
+def _shared_with(layout: Layout, name: str, *, in_service: bool = False) -> str | None:
     """Another app of this host that uses the same local database."""
     for other in names(layout.root):
-        if other == layout.name:
+        if other == layout.name or (in_service and state.load(Layout(other, layout.root)).removed):
             continue
         its = config.load(layout.description.with_name(f"{other}.toml")).database
         if its and its.placement == "local" and its.name == name:
