@@ -24,6 +24,13 @@ count = 2
 placement = "{placement}"
 name = "{name}_data"
 """
+COMMANDS = """pool_max = 11
+[commands.beat]
+memory_max_mib = 64
+[commands.tick]
+memory_max_mib = 100
+schedule = "hourly"
+"""
 
 
 def describe(
@@ -48,6 +55,9 @@ def on_host(**changes: Any) -> dict[str, Any]:
         "workers": 2,
         "pool_max": 7,
         "memory_max_mib": 664,
+        "commands": 0,
+        "slot_commands_mib": 0,
+        "host_commands_mib": 0,
         "removed": False,
         "served": True,
     } | changes
@@ -78,6 +88,19 @@ def test_what_never_served_has_no_site_whose_certificate_somebody_looks_after() 
     """There is none to be found for it, which would fail every later run."""
     found = others.found([on_host(), on_host(name="away", removed=True), on_host(name="failed", served=False)], {})
     assert list(others.domains(found)) == ["old", "away"]
+
+
+def test_the_host_describes_what_an_app_runs_beside_its_server(tmp_path: Path) -> None:
+    """And the pool of one whose variable has a name of its own."""
+    describe(tmp_path, "old", prefix="MY")
+    path = tmp_path / "etc/forge/apps/old.toml"
+    path.write_text(path.read_text().replace("MY_DATABASE_POOL_MAX", "CONNECTIONS") + COMMANDS)
+    (old,) = described(tmp_path)
+    counted = {"commands": 2, "slot_commands_mib": 64, "host_commands_mib": 100}
+    assert old == on_host(domains=["old.example.com"], pool_max=11, **counted)
+    (plan,) = others.plans(others.found([old], {}), "local")
+    assert (plan.slot_commands_mib, plan.host_commands_mib) == (64, 100)
+    assert plan.demand == Demand("local", 1, 11, 0, 2)
 
 
 def test_what_no_entry_names_is_told() -> None:

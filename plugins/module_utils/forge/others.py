@@ -21,6 +21,9 @@ class Other:
         domains: Its domain, then its aliases.
         database: Name of its database on this host; empty without one.
         memory_max_mib: Limit of one slot, 0 when nobody knows.
+        commands: How many it runs beside its server.
+        slot_commands_mib: Limits of those that go on, together; each slot has its own.
+        host_commands_mib: Limits of those on a schedule, together.
         removed: Whether it is out of service, and only what it left is there.
         served: Whether a release of it ever served; else it has neither site nor certificate.
     """
@@ -31,6 +34,9 @@ class Other:
     workers: int
     pool_max: int
     memory_max_mib: int
+    commands: int
+    slot_commands_mib: int
+    host_commands_mib: int
     removed: bool
     served: bool
 
@@ -45,6 +51,9 @@ def found(described: Iterable[Mapping[str, Any]], entries: Mapping[str, object])
             workers=int(app["workers"]),
             pool_max=int(app["pool_max"]),
             memory_max_mib=int(app["memory_max_mib"]),
+            commands=int(app["commands"]),
+            slot_commands_mib=int(app["slot_commands_mib"]),
+            host_commands_mib=int(app["host_commands_mib"]),
             removed=bool(app["removed"]),
             served=bool(app["served"]),
         )
@@ -74,7 +83,9 @@ def plans(others: Sequence[Other], local: str) -> list[sizing.Plan]:
             worker_mib=max(0, other.memory_max_mib - sizing.MASTER_MIB) // sizing.HEADROOM // max(1, other.workers),
             memory_max_mib=0,
             cpu_quota_percent=0,
-            demand=Demand(local, 1, other.pool_max, 0) if other.database else None,
+            slot_commands_mib=other.slot_commands_mib,
+            host_commands_mib=other.host_commands_mib,
+            demand=Demand(local, 1, other.pool_max, 0, other.commands) if other.database else None,
             unlisted=True,
         )
         for other in running(others)
