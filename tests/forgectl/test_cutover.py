@@ -39,6 +39,7 @@ from forgectl.errors import CandidateFailed, ForgeError, Locked, Refused
 from forgectl.layout import SLOTS, Layout
 from forgectl.staging import Record
 from forgectl.state import Action, Slotted, State
+from forgectl.values import Fetched
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.chmod", "os.chown", "os.utime")
 # One that goes on, and one that a timer starts.
@@ -508,6 +509,17 @@ def test_killed_at_any_step_of_a_change_of_the_mode(
         assert (host.state.closed is not None) == on
         step += 1
     assert step > 3
+
+
+def test_a_database_elsewhere_may_have_its_password_where_the_app_alone_looks(host: Host) -> None:
+    """Under a key that nobody told of, or leased."""
+    section = (
+        '[database]\nplacement = "external"\nname = "inbox"\napp_role = "inbox_login"\nurl = "postgresql://db/inbox"\n'
+    )
+    host.describe(f"{host.settings}{section}")
+    change = host.change()
+    change.take(Fetched({"signing_key": "x"}, 3))
+    assert (change._secrets, change._database_user) == (3, "inbox_login")
 
 
 def test_the_mode_is_changed_once_and_written_down(host: Host) -> None:

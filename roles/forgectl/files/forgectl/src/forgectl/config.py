@@ -114,6 +114,11 @@ class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     pool_max: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
     @property
+    def wants_password(self) -> bool:
+        """Whether its URL holds the password, for an app that reads that from nowhere else."""
+        return "{password}" in self.url_format
+
+    @property
     def has_own_roles(self) -> bool:
         """Whether the app logs in as roles of this host's server, whose passwords this host may set."""
         return self.placement == "local" and not self.vault_role

@@ -90,9 +90,10 @@ class Cutover:
         self._secrets = secrets.version
         if db := self._app.database:
             role = self._database_user = database.user(db, secrets)
-            live, passwords = self._state.live, {role: secrets.values[db.app_key]}
+            live = self._state.live
             if not db.has_own_roles or not live:
                 return
+            passwords = {role: secrets.values[db.app_key]}
             if role != (live.database_user or db.app_role):
                 database.set_verifiers(passwords)
             elif secrets.version != live.secrets and database.set_verifiers(passwords, dry_run=True) != {

@@ -93,8 +93,11 @@ def needed(app: App, identity: str) -> dict[str, str]:
         variables, key = dict(app.migration.variables), app.database.migrate_key if app.database else None
     else:
         raise Refused(f"{app.name} has no identity {identity}; it has: {', '.join(identities(app))}")
-    if key and app.database and (app.database.placement == "local" or identity == "migrate"):
+    db = app.database
+    if key and db and (db.placement == "local" or identity == "migrate"):
         variables.setdefault("the database role", key)
+    elif key and db and db.wants_password and not app.leases:
+        variables.setdefault("the database's URL", key)
     return variables
 
 
