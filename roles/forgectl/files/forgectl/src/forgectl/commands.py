@@ -10,6 +10,7 @@ Each unit is the slot's own (slot.conf of the release), sandbox, limits and cred
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,9 @@ def schedule(layout: Layout, slot: str) -> None:
     present = layout.timed_units()
     if gone := [unit for unit in present if unit.endswith(".timer") and unit not in wanted]:
         systemd.stop(*gone)
-    if _put(layout, present, wanted):
+    # How it is to be stopped, and who may stop it, is in the file: that stays as long as a run of what is gone goes on.
+    lasting = [unit for unit in present if unit.endswith(".service") and unit not in wanted and systemd.is_up(unit)]
+    if _put(layout, [unit for unit in present if unit not in lasting], wanted):
         systemd.daemon_reload()
     if timers := [unit for unit in wanted if unit.endswith(".timer")]:
         systemd.start(*timers)
@@ -155,6 +158,12 @@ def pause(layout: Layout) -> None:
     """Stop those on a schedule, and their timers, until the next hand-over: the code does not fit the schema."""
     if units := layout.timed_units():
         systemd.stop(*sorted(units, key=lambda unit: not unit.endswith(".timer")))
+
+
+def running_since(layout: Layout) -> datetime | None:
+    """When the oldest run on a schedule began that still goes on; it keeps the release that was live then."""
+    runs = [unit for unit in layout.timed_units() if unit.endswith(".service") and systemd.is_up(unit)]
+    return min(map(systemd.started, runs), default=None)
 
 
 def trouble(layout: Layout, slot: str, *, ever: bool = False) -> str:

@@ -484,10 +484,15 @@ def _expire_password(app: App, operation: Operation, present: State) -> None:
 
 
 def needed(layout: Layout, present: State) -> set[str]:
-    """The releases that must stay: what is live, what was, where a rollback would go, and whose schema there is."""
+    """The releases that must stay: what is live, what was, where a rollback would go, and whose schema there is.
+
+    And what a run of a scheduled command began with.
+    """
     target = rollback_target(layout, present)
     slotted = {each.release for each in (present.live, present.previous) if each}
-    return slotted | {present.schema} | ({target.id} if target else set())
+    since = commands.running_since(layout)
+    began_with = present.live_since(since) if since else set()
+    return slotted | began_with | {present.schema} | ({target.id} if target else set())
 
 
 def rollback_target(layout: Layout, present: State) -> staging.Record | None:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from forgectl.errors import ForgeError
@@ -69,6 +70,18 @@ def is_wanted(unit: str) -> bool:
     """Whether a unit runs or is about to."""
     found = show(unit)
     return found["ActiveState"] in ("active", "activating") or found["Job"] != "0"
+
+
+def is_up(unit: str) -> bool:
+    """Whether something of a unit runs, if only its end."""
+    return show(unit)["ActiveState"] in ("activating", "active", "reloading", "deactivating")
+
+
+def started(unit: str) -> datetime:
+    """When the process of a unit that runs was started."""
+    name = "ExecMainStartTimestampMonotonic"
+    ago = time.clock_gettime(time.CLOCK_MONOTONIC) - int(properties(unit, name)[name] or 0) / 1e6
+    return datetime.now(UTC) - timedelta(seconds=ago)
 
 
 def set_weight(unit: str, weight: int) -> None:
