@@ -142,7 +142,8 @@ def schedule(layout: Layout, slot: str) -> None:
         systemd.stop(*gone)
     # How it is to be stopped, and who may stop it, is in the file: that stays as long as a run of what is gone goes on.
     lasting = [unit for unit in present if unit.endswith(".service") and unit not in wanted and systemd.is_up(unit)]
-    if _put(layout, [unit for unit in present if unit not in lasting], wanted):
+    changed = _put(layout, [unit for unit in present if unit not in lasting], wanted)
+    if changed or (wanted and systemd.is_behind(*wanted)):
         systemd.daemon_reload()
     if timers := [unit for unit in wanted if unit.endswith(".timer")]:
         systemd.start(*timers)

@@ -40,6 +40,11 @@ def daemon_reload() -> None:
     run("systemctl", "daemon-reload")
 
 
+def is_behind(*units: str) -> bool:
+    """Whether systemd has one of these units as it was before its files changed: a reload failed, or never came."""
+    return b"yes" in run("systemctl", "show", "--value", "--property", "NeedDaemonReload", *units).split()
+
+
 def start(*units: str, block: bool = True) -> None:
     """Start units; without `block` only ask for it."""
     run("systemctl", "start", *(() if block else ("--no-block",)), *units)
