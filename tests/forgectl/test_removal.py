@@ -439,6 +439,20 @@ def test_a_certificate_that_another_site_names_is_kept(host: Served) -> None:
     assert host.traces() == ["etc/nginx/tls/live/inbox.pem"]
 
 
+def test_a_folder_of_state_that_is_somebody_elses_is_kept(host: Host) -> None:
+    """As /var/lib/git would be, for an app of that name."""
+    host.remove()
+    dropped = host.layout.units / "inbox.service.d"
+    dropped.mkdir()
+    os.chown(host.layout.app_state, 4711, -1)
+    kept = f"its own state: {host.layout.app_state}, which belongs to uid 4711"
+    assert f"keep {kept}" in host.purge(dry_run=True).plan
+    done = host.purge()
+    assert done.kept == [kept]
+    assert not any(each.startswith("its own state") for each in done.deleted)
+    assert host.traces() == ["etc/systemd/system/inbox.service.d", "var/lib/inbox"]
+
+
 def test_a_folder_that_can_not_be_deleted_is_named(host: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     host.remove()
 

@@ -234,8 +234,10 @@ def purge(layout: Layout, *, dry_run: bool, say: Say) -> Result:
         say("deleting credentials, units, folders and logs ...")
         for slot in SLOTS:
             slots.stop(layout, slot)
+        spared = _state_of_another(layout, app)
         for path in _paths(layout):
-            _delete(path)
+            if not (spared and path == layout.app_state):
+                _delete(path)
         systemd.daemon_reload()
         for user in (f"{app.user}-migrate", app.user):
             _delete_user(user)
@@ -317,7 +319,9 @@ def _paths(layout: Layout) -> list[Path]:
     patterns = [
         (layout.credentials, f"forge.{name}.*"),
         (layout.units, f"{name}@*"),
-        (layout.units, f"{name}.*"),
+        # With the folder of a drop-in for a unit of that name, they would be somebody else's.
+        (layout.units, f"{name}.*.service"),
+        (layout.units, f"{name}.*.timer"),
         (layout.units, f"{name}-migrate@*"),
         (layout.units, f"{name}-lease@*"),
         (layout.root / "run/systemd/system.control", f"{name}@*"),
@@ -365,11 +369,24 @@ def _spared(layout: Layout, app: App) -> list[str]:
     db, found = app.database, []
     if db and db.placement == "local" and (other := _shared_with(layout, db.name)):
         found.append(f"the database {db.name} with its roles, which {other} uses")
+    if owner := _state_of_another(layout, app):
+        found.append(f"its own state: {layout.app_state}, which belongs to {owner}")
     return found + [
         f"{path}, which another site names"
         for path in _certificates(layout)
         if path.exists() and _is_named(layout, path)
     ]
+
+
+def _state_of_another(layout: Layout, app: App) -> str:
+    """Who owns the folder of an app's state, if that is not the app: then somebody else had it first."""
+    if not layout.app_state.exists():
+        return ""
+    owner = layout.app_state.stat().st_uid
+    try:
+        return "" if pwd.getpwnam(app.user).pw_uid == owner else f"uid {owner}"
+    except KeyError:
+        return f"uid {owner}"
 
 
 def _without(deleted: list[str], kept: list[str]) -> list[str]:
