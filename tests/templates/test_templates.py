@@ -491,6 +491,7 @@ def test_sandbox_is_in_both_units(rendered: Path, name: str) -> None:
     assert slot["ProtectSystem"] == ["strict"]
     assert slot["ReadWritePaths"] == [f"/var/lib/{name}"]
     assert slot["MemoryDenyWriteExecute"] == (["yes"] if name == "plain" else ["yes", "no"])
+    assert migration["MemoryDenyWriteExecute"] == slot["MemoryDenyWriteExecute"]
     assert slot["MemorySwapMax"] == ["0"]
     assert "ReadWritePaths" not in migration
 
