@@ -562,6 +562,29 @@ def test_a_run_keeps_the_release_that_it_began_with(host: Host, monkeypatch: pyt
     assert name(2) not in cutover.needed(host.layout, present)
 
 
+def test_clients_are_served_while_commands_end_before_a_breaking_migration(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose time to end is theirs, and may be an hour."""
+    pages: dict[str, bool] = {}
+    stop = host.stop
+
+    def note(*units: str) -> None:
+        pages.update({unit: host.layout.maintenance.exists() for unit in units if unit not in pages})
+        stop(*units)
+
+    monkeypatch.setattr(host, "stop", note)
+    host.change().interrupt_service(name(2), "the schema changes", ["a"])
+    assert not any(map(host.is_up, SLOTS))
+    assert pages == {
+        "inbox.tick.timer": False,
+        "inbox.tick.service": False,
+        "inbox.beat@blue.service": False,
+        "inbox@blue.socket": True,
+        "inbox@blue.service": True,
+    }
+
+
 def test_the_mode_is_changed_once_and_written_down(host: Host) -> None:
     """The second time changes nothing; the history tells when, who and why, the status that it is so."""
     assert host.close(reason="a new disk", dry_run=True)["changed"]

@@ -124,6 +124,12 @@ def start(layout: Layout, slot: str) -> None:
         systemd.start(*units, block=False)
 
 
+def stop(layout: Layout, slot: str) -> None:
+    """Stop those of a slot before its server, which does not wait for them."""
+    if units := layout.command_units(slot):
+        systemd.stop(*units)
+
+
 def schedule(layout: Layout, slot: str) -> None:
     """Have those on a schedule run from the release in a slot from now on; a run that has begun is left alone."""
     release = layout.slot_release(slot)

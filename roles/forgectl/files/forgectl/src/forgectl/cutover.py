@@ -119,8 +119,11 @@ class Cutover:
             self._state.operation = self._operation("maintenance", release)
             self._state.maintenance = reason
             state.save(self._layout, self._state)
-            slots.maintenance(self._layout, on=True)
+            # While these take their time to end, clients are served.
             commands.pause(self._layout)
+            if self._state.live:
+                commands.stop(self._layout, self._state.live.slot)
+            slots.maintenance(self._layout, on=True)
             if self._state.live:
                 slots.drain(self._layout, self._state.live.slot)
 
