@@ -17,6 +17,8 @@ WAIT_SECONDS = 0.2
 LINE_START, LINE_END = 200, 500
 # What a credential begins with that the host's key alone opens (CRED_AES256_GCM_BY_HOST of systemd's creds-util.h).
 BY_HOST = bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a")
+# Of the memory that nobody uses, what a build may take.
+BUILD_SHARE = 0.75
 UNIT_PROPERTIES = ("ActiveState", "SubState", "Result", "NRestarts", "Job", "ExecMainStatus", "MainPID")
 
 
@@ -107,6 +109,14 @@ def memory(unit: str) -> int:
                 match = re.search(r"^Pss_Anon:\s+(\d+) kB$", (process / "smaps_rollup").read_text(), re.MULTILINE)
                 total += int(match[1]) * 1024 if match else 0
     return total
+
+
+def memory_available(root: Path = Path("/")) -> int:
+    """The bytes of memory that this host can give without taking them from anyone (proc_meminfo(5))."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB$", (root / "proc/meminfo").read_text(), re.MULTILINE)
+    if match is None:
+        raise ForgeError("expected MemAvailable in /proc/meminfo; found none; report this")
+    return int(match[1]) * 1024
 
 
 def memory_limit(unit: str) -> int:
@@ -219,7 +229,8 @@ def run_sandboxed(
 ) -> None:
     """Run a command as `user` in the transient unit `unit` that may write only to `writable`.
 
-    It ends with the caller; one that outlived a killed caller is stopped first.
+    What serves goes before it: in CPU time, and in memory, of which it may have most of what nobody uses. It ends with
+    the caller; one that outlived a killed caller is stopped first.
 
     Raises:
         ForgeError: it failed; the message holds its own last lines.
@@ -234,7 +245,12 @@ def run_sandboxed(
         "RestrictSUIDSGID": "yes",
         "ReadWritePaths": " ".join(map(str, writable)),
         "UMask": "0022",
-        "Nice": "10",
+        # A nice value counts among the processes of a unit alone.
+        "CPUWeight": "10",
+        "IOWeight": "10",
+        "MemoryMax": str(int(memory_available() * BUILD_SHARE)),
+        "OOMScoreAdjust": "1000",
+        "TasksMax": "1024",
         "RuntimeMaxSec": "15min",
     }
     if environment_file.exists():
