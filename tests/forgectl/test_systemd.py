@@ -74,6 +74,7 @@ def sandboxed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         unit="forge-build-inbox.service",
         user="forge-build",
         writable=[Path("/srv/inbox/venvs/x"), Path("/var/cache/forge/inbox")],
+        hidden=[Path("/srv"), Path("/var/cache/forge")],
         environment={},
         environment_file=Path("/nowhere"),
     )
@@ -88,6 +89,13 @@ def test_a_build_takes_nothing_from_what_serves(monkeypatch: pytest.MonkeyPatch)
     given = sandboxed(monkeypatch)
     assert (given["CPUWeight"], given["MemoryMax"], given["OOMScoreAdjust"]) == ("10", "750", "1000")
     assert int(given["TasksMax"]) > 0
+
+
+def test_a_build_sees_nothing_of_another_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose builds are the same user's: its two folders are on top of an empty one each."""
+    given = sandboxed(monkeypatch)
+    assert given["TemporaryFileSystem"] == "/srv:ro /var/cache/forge:ro"
+    assert given["BindPaths"] == "/srv/inbox/venvs/x /var/cache/forge/inbox"
 
 
 def test_the_memory_that_nobody_uses() -> None:

@@ -224,10 +224,13 @@ def run_sandboxed(
     unit: str,
     user: str,
     writable: Sequence[Path],
+    hidden: Sequence[Path],
     environment: Mapping[str, str],
     environment_file: Path,
 ) -> None:
     """Run a command as `user` in the transient unit `unit` that may write only to `writable`.
+
+    Of what is below `hidden`, it sees nothing else.
 
     What serves goes before it: in CPU time, and in memory, of which it may have most of what nobody uses. It ends with
     the caller; one that outlived a killed caller is stopped first.
@@ -243,7 +246,8 @@ def run_sandboxed(
         "NoNewPrivileges": "yes",
         "CapabilityBoundingSet": "",
         "RestrictSUIDSGID": "yes",
-        "ReadWritePaths": " ".join(map(str, writable)),
+        "TemporaryFileSystem": " ".join(f"{folder}:ro" for folder in hidden),
+        "BindPaths": " ".join(map(str, writable)),
         "UMask": "0022",
         # A nice value counts among the processes of a unit alone.
         "CPUWeight": "10",
