@@ -48,6 +48,10 @@ class Served(Host):
                     certificate = layout.root / "etc/nginx/tls/live" / f"{here.name}.pem"
                 certificate.touch()
             here.access_log.touch()
+            stamps = layout.root / "var/lib/systemd/timers"
+            stamps.mkdir(parents=True, exist_ok=True)
+            for stamp in (f"stamp-{here.name}.tick.timer", f"stamp-forge-recycle@{here.name}.timer"):
+                (stamps / stamp).touch()
             here.access_log.with_name(f"{here.access_log.name}-20260101-1.gz").touch()
         other.state_dir.mkdir(parents=True)
         other.description.write_text(self.settings.replace('name = "inbox"', f'name = "{NEIGHBOUR}"'))
@@ -234,6 +238,7 @@ def test_a_purge_killed_at_any_step_goes_on(served: Callable[[], Served]) -> Non
             assert present.removed.purging
         if removal.is_gone(host.layout):
             continue
+        assert bool(removal.half_purged(host.layout.root)) != host.layout.description.exists()
         if host.state.removed and host.state.removed.purging and host.layout.description.exists():
             with pytest.raises(Refused, match="a purge that has begun; `sudo forgectl purge inbox` ends it"):
                 host.restore()
@@ -367,6 +372,21 @@ def test_a_purge_drops_the_database_and_its_roles_whoever_is_connected(host: Ser
     host.remove()
     with psycopg.connect(filled, dbname="inbox"):
         assert "the database inbox with its roles" in host.purge().deleted
+    assert (databases(filled), roles(filled)) == ({"inbox-two"}, {"inbox-two_app"})
+
+
+def test_a_purge_drops_a_database_that_only_an_older_release_names(host: Host, filled: str) -> None:
+    """The entry names another since; one that another app's release names is kept."""
+    with_database(host)
+    settings = host.layout.settings(name(1))
+    text = host.layout.description.read_text()
+    settings.write_text(text)
+    before, _, section = text.partition("[database]")
+    host.layout.description.write_text(f"{before}[database]{section.replace('inbox', 'inbox_new')}")
+    host.remove()
+    assert removal._shared_with(Layout(NEIGHBOUR, host.layout.root), "inbox") == "inbox"
+    assert "the database inbox with its roles" in host.purge(dry_run=True).deleted
+    host.purge()
     assert (databases(filled), roles(filled)) == ({"inbox-two"}, {"inbox-two_app"})
 
 

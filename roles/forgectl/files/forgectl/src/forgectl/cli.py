@@ -437,14 +437,17 @@ def _tell_removal(result: Any, what: str, dry_run: bool) -> None:
 @json_option
 def status(name: str | None, as_json: bool) -> None:
     """Show what is live, whether it is ready, and how it got there; of one app or all."""
+    from forgectl import removal
     from forgectl import status as statuses
     from forgectl.layout import names
 
     found = [statuses.of(*_app(each)) for each in ([name] if name else names())]
+    left = [] if name else removal.half_purged(Path("/"))
     if as_json:
-        _print_json(found[0] if name else {"apps": {each["app"]: each for each in found}})
+        _print_json(found[0] if name else {"apps": {each["app"]: each for each in found}, "half_purged": left})
     else:
-        click.echo("\n".join(map(statuses.text, found)) or "no app is described in /etc/forge/apps")
+        halves = [f"{each}: HALF PURGED; sudo forgectl purge {each} ends it" for each in left]
+        click.echo("\n".join([*map(statuses.text, found), *halves]) or "no app is described in /etc/forge/apps")
 
 
 @forgectl.command()

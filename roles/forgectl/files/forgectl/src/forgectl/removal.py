@@ -15,14 +15,14 @@ import pwd
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from forgectl import commands, config, cutover, database, identity, slots, staging, state, systemd
-from forgectl.config import App
+from forgectl.config import App, Database
 from forgectl.cutover import Say
 from forgectl.errors import ForgeError, Refused, explain
 from forgectl.layout import SLOTS, Layout, fsync, names, write_atomically
@@ -195,6 +195,12 @@ def refuse_what_another_has(layout: Layout, app: App) -> None:
         )
 
 
+def half_purged(root: Path) -> list[str]:
+    """The apps of which a purge that was killed left nothing but the folder of their state."""
+    folders = sorted(path for path in (root / "var/lib/forge").glob("*/") if path.is_dir())
+    return [path.name for path in folders if not Layout(path.name, root).description.exists()]
+
+
 def is_gone(layout: Layout) -> bool:
     """Whether this host knows nothing of an app, or no more."""
     return not layout.description.exists() and not layout.state_dir.exists()
@@ -229,7 +235,7 @@ def purge(layout: Layout, *, dry_run: bool, say: Say) -> Result:
     state.save(layout, present)
     kept = _spared(layout, app) if app else []
     if app:
-        _drop_database(layout, app, say)
+        _drop_databases(layout, app, say)
         _delete_certificates(layout, say)
         say("deleting credentials, units, folders and logs ...")
         for slot in SLOTS:
@@ -250,12 +256,10 @@ def purge(layout: Layout, *, dry_run: bool, say: Say) -> Result:
 def belongings(layout: Layout, app: App) -> list[str]:
     """What an app has on this host, in words."""
     known = staging.records(layout)
-    db = app.database
     sealed = sorted(layout.credentials.glob(f"forge.{layout.name}.*"))
     certificates = [path for path in _certificates(layout) if path.exists() or path.is_symlink()]
     found = [f"{len(known)} releases and their environments: {layout.home}", f"its own state: {layout.app_state}"]
-    if db and db.placement == "local":
-        found.append(f"the database {db.name} with its roles")
+    found += [f"the database {name} with its roles" for name in _databases(layout, app)]
     if sealed:
         found.append(f"{len(sealed)} sealed credentials: {layout.credentials}/forge.{layout.name}.*")
     if certificates:
@@ -327,6 +331,9 @@ def _paths(layout: Layout) -> list[Path]:
         (layout.root / "run/systemd/system.control", f"{name}@*"),
         (layout.root / "etc/needrestart/restart.d", f"{name}@*"),
         (layout.access_log.parent, f"{layout.access_log.name}*"),
+        # When a timer last ran: of another app of this name, it would make up for runs that nobody missed.
+        (layout.root / "var/lib/systemd/timers", f"stamp-{name}.*.timer"),
+        (layout.root / "var/lib/systemd/timers", f"stamp-forge-*@{name}.timer"),
         (layout.root / "run/forge-lease", f"{name}-blue"),
         (layout.root / "run/forge-lease", f"{name}-green"),
     ]
@@ -358,17 +365,36 @@ def _shared_with(layout: Layout, name: str, *, in_service: bool = False) -> str 
     for other in names(layout.root):
         if other == layout.name or (in_service and state.load(Layout(other, layout.root)).removed):
             continue
-        its = config.load(layout.description.with_name(f"{other}.toml")).database
-        if its and its.placement == "local" and its.name == name:
+        its = Layout(other, layout.root)
+        described = config.load(its.description)
+        # An older release of the other may come back as well.
+        if name in (_local(described) if in_service else _databases(its, described)):
             return other
     return None
 
 
+def _local(app: App) -> dict[str, Database]:
+    """The database of an app on this host, by its name."""
+    return {app.database.name: app.database} if app.database and app.database.placement == "local" else {}
+
+
+def _databases(layout: Layout, app: App) -> dict[str, Database]:
+    """The same with those that only releases name which are older than a change of the entry."""
+    found: dict[str, Database] = {}
+    for record in staging.records(layout):
+        # What nobody can read can't be released either.
+        with suppress(Refused):
+            found |= _local(config.load(layout.settings(record.id)))
+    return _local(app) | found
+
+
 def _spared(layout: Layout, app: App) -> list[str]:
     """What a purge keeps, since somebody else has it, in words that begin as those of belongings()."""
-    db, found = app.database, []
-    if db and db.placement == "local" and (other := _shared_with(layout, db.name)):
-        found.append(f"the database {db.name} with its roles, which {other} uses")
+    found = [
+        f"the database {name} with its roles, which {other} uses"
+        for name in _databases(layout, app)
+        if (other := _shared_with(layout, name))
+    ]
     if owner := _state_of_another(layout, app):
         found.append(f"its own state: {layout.app_state}, which belongs to {owner}")
     return found + [
@@ -393,13 +419,13 @@ def _without(deleted: list[str], kept: list[str]) -> list[str]:
     return [each for each in deleted if not any(reason.startswith(each) for reason in kept)]
 
 
-def _drop_database(layout: Layout, app: App, say: Say) -> None:
-    db = app.database
-    if db is None or db.placement != "local" or _shared_with(layout, db.name):
-        return
-    say(f"dropping the database {db.name} ...")
-    roles = {*db.app_roles, *(f"{db.name}_{suffix}" for suffix in ("migrate", "rw", "owner"))}
-    database.drop(db.name, sorted(roles))
+def _drop_databases(layout: Layout, app: App, say: Say) -> None:
+    for name, db in _databases(layout, app).items():
+        if _shared_with(layout, name):
+            continue
+        say(f"dropping the database {name} ...")
+        roles = {*db.app_roles, *(f"{name}_{suffix}" for suffix in ("migrate", "rw", "owner"))}
+        database.drop(name, sorted(roles))
 
 
 def _is_named(layout: Layout, path: Path) -> bool:
