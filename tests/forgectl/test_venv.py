@@ -66,6 +66,8 @@ def test_a_build_that_fails_says_what_may_be_missing(
         raise ForgeError("sh failed:\nerror: command 'gcc' failed: No such file or directory")
 
     monkeypatch.setattr(systemd, "run_sandboxed", fail)
-    with pytest.raises(Refused, match=r"(?s)command 'gcc' failed.*name the Debian packages .* in build_packages"):
+    with pytest.raises(
+        Refused, match=r"(?s)command 'gcc' failed.*name the Debian packages .* in build_packages and run site\.yml"
+    ):
         venv.build(layout, lock, ME.pw_gid)
     assert list(layout.venvs.iterdir()) == []

@@ -83,8 +83,8 @@ def build(layout: Layout, lock: Path, group: int) -> str:
         except ForgeError as error:
             raise Refused(
                 f"expected to install the lock {lock.name}; found: {error}\nwrite the lock anew with hashes "
-                "(uv pip compile --generate-hashes), name the Debian packages that a build lacks in build_packages, or "
-                "check the package index of this host"
+                "(uv pip compile --generate-hashes), name the Debian packages that a build lacks in build_packages and "
+                "run site.yml, which installs them, or check the package index of this host"
             ) from error
         shutil.rmtree(folder / RESERVED, ignore_errors=True)
         seal(folder, group)
