@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
-from forgectl import config, database, release, removal, state, status, systemd
+from forgectl import config, database, identity, release, removal, state, status, systemd
 from forgectl.cutover import Cutover
 from forgectl.errors import CandidateFailed, ForgeError, Locked, Refused
 from forgectl.layout import SLOTS, Layout
@@ -448,6 +449,16 @@ def test_a_database_that_went_to_another_app_is_not_taken_back(host: Served) -> 
     host.assert_removed()
     state.save(other, state.State(removed=state.Removed("now", "somebody", done=True)))
     removal.refuse_what_another_has(host.layout, config.load(settings))
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_secret_id_that_ended_meanwhile_is_told_before_anything_starts(host: Host, dry_run: bool) -> None:
+    host.remove()
+    ended = {"app": identity.Record("2026-01-01T00:00:00+00:00", "2026-01-31T00:00:00+00:00", "accessor")}
+    (host.layout.state_dir / identity.RECORDS).write_bytes(msgspec.json.encode(ended))
+    with pytest.raises(Refused, match=r"ended at 2026-01-31.* put its entry back and run site\.yml"):
+        host.restore(dry_run=dry_run)
+    host.assert_removed()
 
 
 def test_a_certificate_that_another_site_names_is_kept(host: Served) -> None:

@@ -212,6 +212,21 @@ def records(layout: Layout) -> dict[str, Record]:
         return {}
 
 
+def refuse_expired(layout: Layout, app: App) -> None:
+    """Check that the app's secret id is not past its end, as far as this host knows.
+
+    Raises:
+        Refused: it is, since nobody renews those of an app that is out of service.
+    """
+    record = records(layout).get("app") if app.secrets.source == "vault" else None
+    if record and record.expires and datetime.fromisoformat(record.expires) <= datetime.now(UTC):
+        raise Refused(
+            f"expected a secret id of {app.name} that Vault still takes; found that it ended at {record.expires}, "
+            "while the app was out of service; put its entry back and run site.yml, which delivers another and brings "
+            "it back"
+        )
+
+
 def forget_rejected(layout: Layout, app: App) -> None:
     """Drop the records of secret ids that Vault takes no more, far from their end: destroyed, or used up.
 

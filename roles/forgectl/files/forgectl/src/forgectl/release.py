@@ -204,7 +204,8 @@ def restore(layout: Layout, app: App, *, dry_run: bool, say: Say) -> removal.Res
     """Bring back what was live when the app was removed, through the same gate as a release.
 
     Raises:
-        Refused: a purge has begun, another app has its domain or database now, or Nginx does not take the site.
+        Refused: a purge has begun, another app has its domain or database now, its secret id has ended, or Nginx does
+            not take the site.
         CandidateFailed: the release did not get ready; the app stays out of service.
     """
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
@@ -218,6 +219,7 @@ def restore(layout: Layout, app: App, *, dry_run: bool, say: Say) -> removal.Res
     plan = [f"give {app.domain} back to Nginx"]
     live = find_live(layout, present) if starts else None
     if live:
+        identity.refuse_expired(layout, live.app)
         plan = [f"start {live.record.id} and wait until it is ready", *plan]
     if not dry_run:
         with removal.returning(layout, present, say):
