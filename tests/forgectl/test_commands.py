@@ -80,6 +80,17 @@ schedule = "hourly"
     assert {"MemoryMax=64M", "TimeoutStopSec=5", "Restart=always"} <= set(lines)
 
 
+@pytest.mark.parametrize(
+    ("name", "slice_"), [("inbox", "system-inbox.slice"), ("in-box-2", r"system-in\x2dbox\x2d2.slice")]
+)
+def test_commands_share_the_cpu_with_the_slots_of_their_app(layout: Layout, name: str, slice_: str) -> None:
+    """Not with other apps, as a unit of its own does."""
+    release(layout)
+    other = msgspec.structs.replace(app(layout), name=name)
+    lines = commands._unit(layout, "green", "R1", other, "beat", Command(["x"], 64, 5)).splitlines()
+    assert {f"Slice={slice_}", "CPUWeight=20"} <= set(lines)
+
+
 def test_a_reload_of_systemd_that_did_not_come_is_made_up_for(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was killed between the files and the reload has left them as they are to be."""
     (layout.units / "inbox@green.service.d").mkdir(parents=True)

@@ -21,6 +21,8 @@ from forgectl.layout import Layout, write_atomically
 
 # A command that ends at once is not started again at the pace of a server, on which clients wait.
 RESTART_SECONDS = 5
+# systemd's CPUWeight=, where a slot that serves has 100.
+WEIGHT = 20
 
 UNIT = """\
 # Made by forgectl of {release}; what comes last counts.
@@ -43,6 +45,9 @@ Restart={restart}
 RestartSec={pause}
 TimeoutStopSec={stop}
 MemoryMax={memory}M
+# That of its slots, so that an app with many has no larger share of the CPU; and in there what serves goes first.
+Slice={slice}
+CPUWeight={weight}
 SyslogIdentifier={app}.{name}
 """
 
@@ -220,6 +225,9 @@ def _unit(layout: Layout, slot: str, release: str, app: App, name: str, command:
         pause=RESTART_SECONDS,
         stop=command.stop_seconds,
         memory=command.memory_max_mib,
+        # What systemd gives the instances of a template, whose name it escapes (systemd.slice(5)).
+        slice="system-" + app.name.replace("-", r"\x2d") + ".slice",
+        weight=WEIGHT,
     )
 
 
