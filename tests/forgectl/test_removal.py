@@ -376,7 +376,7 @@ def test_a_purge_drops_the_database_and_its_roles_whoever_is_connected(host: Ser
     assert (databases(filled), roles(filled)) == ({"inbox-two"}, {"inbox-two_app"})
 
 
-def test_a_purge_drops_a_database_that_only_an_older_release_names(host: Host, filled: str) -> None:
+def test_a_purge_drops_a_database_that_only_an_older_release_names(host: Served, filled: str) -> None:
     """The entry names another since; one that another app's release names is kept."""
     with_database(host)
     settings = host.layout.settings(name(1))
@@ -452,7 +452,7 @@ def test_a_database_that_went_to_another_app_is_not_taken_back(host: Served) -> 
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_a_secret_id_that_ended_meanwhile_is_told_before_anything_starts(host: Host, dry_run: bool) -> None:
+def test_a_secret_id_that_ended_meanwhile_is_told_before_anything_starts(host: Served, dry_run: bool) -> None:
     host.remove()
     ended = {"app": identity.Record("2026-01-01T00:00:00+00:00", "2026-01-31T00:00:00+00:00", "accessor")}
     (host.layout.state_dir / identity.RECORDS).write_bytes(msgspec.json.encode(ended))
@@ -470,7 +470,7 @@ def test_a_certificate_that_another_site_names_is_kept(host: Served) -> None:
     assert host.traces() == ["etc/nginx/tls/live/inbox.pem"]
 
 
-def test_a_folder_of_state_that_is_somebody_elses_is_kept(host: Host) -> None:
+def test_a_folder_of_state_that_is_somebody_elses_is_kept(host: Served) -> None:
     """As /var/lib/git would be, for an app of that name."""
     host.remove()
     dropped = host.layout.units / "inbox.service.d"
