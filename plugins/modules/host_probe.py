@@ -349,14 +349,15 @@ def described(root: Path) -> list[dict[str, Any]]:
             continue
         database = app.get("database") or {}
         local = database.get("name", "") if database.get("placement") == "local" else ""
-        # Its variable begins with whatever the app's settings begin with.
-        pool = next((v for k, v in app.get("settings", {}).items() if k.endswith("DATABASE_POOL_MAX")), "5")
+        # It is written down where it is not among the settings, or under a name that only the app knows.
+        named = next((v for k, v in app.get("settings", {}).items() if k.endswith("DATABASE_POOL_MAX")), "5")
+        pool = database.get("pool_max", named)
+        commands = list(app.get("commands", {}).values())
         try:
             limit = re.search(r"^MemoryMax=(\d+)M$", (path.parent / f"{name}.d/slot.conf").read_text(), re.MULTILINE)
             state = json.loads((root / "var/lib/forge" / name / "state.json").read_text())
         except (OSError, ValueError):
-            # Nothing of it was ever released, so nothing runs.
-            limit, state = None, {"removed": True}
+            limit, state = None, {}
         apps.append(
             {
                 "name": name,
@@ -365,7 +366,12 @@ def described(root: Path) -> list[dict[str, Any]]:
                 "workers": app.get("workers", {}).get("count", 1),
                 "pool_max": int(pool) if str(pool).isdigit() else 5,
                 "memory_max_mib": int(limit[1]) if limit else 0,
-                "removed": bool(state.get("removed")),
+                "commands": len(commands),
+                "slot_commands_mib": sum(each["memory_max_mib"] for each in commands if not each.get("schedule")),
+                "host_commands_mib": sum(each["memory_max_mib"] for each in commands if each.get("schedule")),
+                "served": bool(state.get("live")),
+                # Where no release ever got to serve, nothing runs, but for a first one that is under way.
+                "removed": bool(state.get("removed") or not (state.get("live") or state.get("operation"))),
             }
         )
     return apps

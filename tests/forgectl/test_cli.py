@@ -74,10 +74,13 @@ def test_help_lists_the_exit_codes() -> None:
         assert re.search(rf"^ +{getattr(errors, name)}  ", text, re.MULTILINE), name
 
 
-def test_what_is_not_on_this_host_needs_no_purge() -> None:
-    done = run("purge", "nothing", "--json")
+@pytest.mark.parametrize("command", ["remove", "purge"])
+def test_what_is_not_on_this_host_needs_no_removal(command: str) -> None:
+    """Which a play over several hosts meets."""
+    done = run(command, "nothing", "--json")
     assert (done.returncode, json.loads(done.stdout)["changed"]) == (0, False)
-    assert run("remove", "nothing").returncode == errors.REFUSED
+    assert "nothing of it is on this host" in run(command, "nothing").stdout
+    assert run("restore", "nothing").returncode == errors.REFUSED
 
 
 def test_wrong_usage_is_2() -> None:

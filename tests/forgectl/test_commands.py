@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from conftest import describe
-from forgectl import commands, config
+from forgectl import commands, config, slots, systemd
 from forgectl.config import App, Command
 from forgectl.errors import Refused
 from forgectl.layout import Layout
@@ -78,6 +78,46 @@ schedule = "hourly"
     lines = text.splitlines()
     assert lines[lines.index("ExecStart=") + 1].endswith("/forge-launch command inbox green beat")
     assert {"MemoryMax=64M", "TimeoutStopSec=5", "Restart=always"} <= set(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "slice_"), [("inbox", "system-inbox.slice"), ("in-box-2", r"system-in\x2dbox\x2d2.slice")]
+)
+def test_commands_share_the_cpu_with_the_slots_of_their_app(layout: Layout, name: str, slice_: str) -> None:
+    """Not with other apps, as a unit of its own does."""
+    release(layout)
+    other = msgspec.structs.replace(app(layout), name=name)
+    lines = commands._unit(layout, "green", "R1", other, "beat", Command(["x"], 64, 5)).splitlines()
+    assert {f"Slice={slice_}", "CPUWeight=20"} <= set(lines)
+
+
+def test_a_reload_of_systemd_that_did_not_come_is_made_up_for(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was killed between the files and the reload has left them as they are to be."""
+    (layout.units / "inbox@green.service.d").mkdir(parents=True)
+    section = '\n[commands.tick]\ncommand = ["x"]\nmemory_max_mib = 64\nstop_seconds = 5\nschedule = "hourly"\n'
+    (release(layout) / "settings.toml").write_text(describe() + section)
+    behind: set[str] = set()
+    calls: list[str] = []
+
+    def run(*command: str) -> bytes:
+        calls.append(command[1])
+        return b"yes\n" if behind & set(command) else b"no\n\nno\n"
+
+    monkeypatch.setattr(systemd, "run", run)
+
+    def reloads() -> tuple[int, int]:
+        calls.clear()
+        slots.prepare(layout, "green", "R1", 0)
+        first = calls.count("daemon-reload")
+        commands.schedule(layout, "green")
+        return first, calls.count("daemon-reload") - first
+
+    assert reloads() == (1, 1)
+    assert reloads() == (0, 0)
+    behind.add("inbox@green.service")
+    assert reloads() == (1, 0)
+    behind.add("inbox.tick.timer")
+    assert reloads() == (1, 1)
 
 
 def test_other_apps_units_are_not_its_own(layout: Layout) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,7 +39,8 @@ from forgectl.cutover import Cutover
 from forgectl.errors import CandidateFailed, ForgeError, Locked, Refused
 from forgectl.layout import SLOTS, Layout
 from forgectl.staging import Record
-from forgectl.state import Action, Slotted, State
+from forgectl.state import Action, Entry, Slotted, State
+from forgectl.values import Fetched
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.chmod", "os.chown", "os.utime")
 # One that goes on, and one that a timer starts.
@@ -508,6 +510,79 @@ def test_killed_at_any_step_of_a_change_of_the_mode(
         assert (host.state.closed is not None) == on
         step += 1
     assert step > 3
+
+
+def test_a_database_elsewhere_may_have_its_password_where_the_app_alone_looks(host: Host) -> None:
+    """Under a key that nobody told of, or leased."""
+    section = (
+        '[database]\nplacement = "external"\nname = "inbox"\napp_role = "inbox_login"\nurl = "postgresql://db/inbox"\n'
+    )
+    host.describe(f"{host.settings}{section}")
+    change = host.change()
+    change.take(Fetched({"signing_key": "x"}, 3))
+    assert (change._secrets, change._database_user) == (3, "inbox_login")
+
+
+def test_a_run_of_a_dropped_command_is_stopped_with_the_others(host: Host) -> None:
+    """Its unit goes with the first hand-over after its end."""
+    tick, _ = host.layout.scheduled_units("tick")
+    host.start(tick)
+    host.describe(host.settings.partition("[commands.tick]")[0])
+    host.stage(3)
+    host.change().run(name(3))
+    host.follow()
+    assert host.units[tick]["ActiveState"] == "active"
+    assert host.layout.timed_units() == [tick]
+    commands.pause(host.layout)
+    assert tick not in host.units
+    commands.schedule(host.layout, str(host.layout.live_slot()))
+    assert host.layout.timed_units() == []
+
+
+def test_a_run_keeps_the_release_that_it_began_with(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is released meanwhile; and not what was live only before it."""
+    host.stage(3)
+    tick, _ = host.layout.scheduled_units("tick")
+
+    def go_live(number: int) -> None:
+        host.change().run(name(number))
+        host.follow()
+
+    go_live(2)
+    began = datetime.now(UTC) + timedelta(seconds=1)
+    monkeypatch.setattr(systemd, "started", lambda _unit: began)
+    host.start(tick)
+    present = host.state
+    later = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
+    present.history += [Entry(name(number), later, "me", "live", {}) for number in (3, 4)]
+    present.live, present.previous = (Slotted(name(number), "blue", later) for number in (6, 5))
+    assert cutover.needed(host.layout, present) >= {name(number) for number in (2, 3, 4, 5, 6)}
+    assert name(1) not in cutover.needed(host.layout, present)
+    host.stop(tick)
+    assert name(2) not in cutover.needed(host.layout, present)
+
+
+def test_clients_are_served_while_commands_end_before_a_breaking_migration(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose time to end is theirs, and may be an hour."""
+    pages: dict[str, bool] = {}
+    stop = host.stop
+
+    def note(*units: str) -> None:
+        pages.update({unit: host.layout.maintenance.exists() for unit in units if unit not in pages})
+        stop(*units)
+
+    monkeypatch.setattr(host, "stop", note)
+    host.change().interrupt_service(name(2), "the schema changes", ["a"])
+    assert not any(map(host.is_up, SLOTS))
+    assert pages == {
+        "inbox.tick.timer": False,
+        "inbox.tick.service": False,
+        "inbox.beat@blue.service": False,
+        "inbox@blue.socket": True,
+        "inbox@blue.service": True,
+    }
 
 
 def test_the_mode_is_changed_once_and_written_down(host: Host) -> None:

@@ -100,3 +100,13 @@ def test_a_real_process_has_its_parent() -> None:
     finally:
         child.communicate(b"\n")
     assert not hints.is_orphan("no such process")
+
+
+def test_what_an_app_says_is_no_path(tmp_path: Path) -> None:
+    """The name of its worker comes with its answer."""
+    (tmp_path / "proc/1").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for folder in ("proc/1", "elsewhere"):
+        (tmp_path / folder / "stat").write_text("1 (x) S 1 1")
+    assert hints.is_orphan("1", tmp_path)
+    assert not hints.is_orphan("../elsewhere", tmp_path)

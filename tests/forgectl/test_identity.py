@@ -562,6 +562,24 @@ def test_a_host_that_can_not_open_its_credentials_gets_new_ones(
     assert states(host) == dict.fromkeys(IDENTITIES, "ok")
 
 
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        ("", False),
+        ('url_format = "postgres://{host}/{name}"', False),
+        ('url_format = "postgres://{user}:{password}@{host}/{name}"', True),
+        ('url_format = "postgres://{user}:{password}@{host}/{name}"\nvault_role = "inbox"', False),
+    ],
+)
+def test_a_password_that_the_url_of_a_database_elsewhere_holds_is_needed(
+    layout: Layout, more: str, wanted: bool
+) -> None:
+    """Where the app reads it from a variable of its own, or Vault leases it, nobody has to write it down."""
+    section = '[database]\nplacement = "external"\nname = "inbox"\napp_role = "inbox"\nurl = "postgresql://db/inbox"\n'
+    app = config.decode(f"{describe()}{section}{more}\n".encode(), layout.description)
+    assert ("database_password" in identity.needed(app, "app").values()) == wanted
+
+
 def test_an_app_without_secrets_has_no_identity(layout: Layout) -> None:
     """Nobody is asked, there is nothing to renew, and who wants to set a value is told where to begin."""
     secrets = config.Secrets(source="none")

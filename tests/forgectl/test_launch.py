@@ -126,6 +126,17 @@ def test_the_secrets_name_the_user_in_the_url(host: Layout, bao: Bao, name: str 
     assert environment["URL"] == expected
 
 
+def test_a_password_that_a_url_wants_and_nobody_has_stops_the_start(host: Layout) -> None:
+    """An app that connects without one would say so much later, if at all."""
+    url = '"postgresql+asyncpg://inbox_app@db.example.com/inbox"'
+    text = (host.releases / "R1/settings.toml").read_text().replace("[settings]", f"[settings]\nURL = {url}")
+    database = f'placement = "external"\nname = "inbox"\napp_role = "inbox_app"\nurl = {url}\nurl_variable = "URL"\n'
+    write(host, f'{text}[database]\n{database}url_format = "postgres://{{user}}:{{password}}@{{host}}/{{name}}"\n')
+    done = launch(host)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "expected a password under the key database_password; found none" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("form", "expected"),
     [

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
-from forgectl import database, release, removal, state, status, systemd
+from forgectl import config, database, identity, release, removal, state, status, systemd
 from forgectl.cutover import Cutover
 from forgectl.errors import CandidateFailed, ForgeError, Locked, Refused
 from forgectl.layout import SLOTS, Layout
@@ -17,6 +18,7 @@ from test_cutover import Host, name, new_host, two_releases, watch
 
 __all__ = ["new_host"]
 NEIGHBOUR = "inbox-two"
+DOMAINS = {"inbox": "inbox.example.com", NEIGHBOUR: "two.example.com"}
 
 
 class Served(Host):
@@ -36,7 +38,10 @@ class Served(Host):
                 (here.credentials / f"forge.{here.name}.{part}").touch()
             for kind in ("@.service", "@.socket", "-migrate@.service"):
                 (here.units / f"{here.name}{kind}").touch()
-            here.site.write_text(f"server {{ ssl_certificate tls/live/{here.name}.pem; }}\n")
+            here.site.write_text(
+                f"server {{\n    server_name {DOMAINS[here.name]} www.{DOMAINS[here.name]};\n"
+                f"    ssl_certificate tls/live/{here.name}.pem;\n}}\n"
+            )
             (layout.root / "etc/nginx/tls/live").mkdir(parents=True, exist_ok=True)
             for path in ("key", "pem", "live"):
                 certificate = layout.root / "etc/nginx/tls" / f"{here.name}.{path}"
@@ -44,6 +49,10 @@ class Served(Host):
                     certificate = layout.root / "etc/nginx/tls/live" / f"{here.name}.pem"
                 certificate.touch()
             here.access_log.touch()
+            stamps = layout.root / "var/lib/systemd/timers"
+            stamps.mkdir(parents=True, exist_ok=True)
+            for stamp in (f"stamp-{here.name}.tick.timer", f"stamp-forge-recycle@{here.name}.timer"):
+                (stamps / stamp).touch()
             here.access_log.with_name(f"{here.access_log.name}-20260101-1.gz").touch()
         other.state_dir.mkdir(parents=True)
         other.description.write_text(self.settings.replace('name = "inbox"', f'name = "{NEIGHBOUR}"'))
@@ -230,6 +239,7 @@ def test_a_purge_killed_at_any_step_goes_on(served: Callable[[], Served]) -> Non
             assert present.removed.purging
         if removal.is_gone(host.layout):
             continue
+        assert bool(removal.half_purged(host.layout.root)) != host.layout.description.exists()
         if host.state.removed and host.state.removed.purging and host.layout.description.exists():
             with pytest.raises(Refused, match="a purge that has begun; `sudo forgectl purge inbox` ends it"):
                 host.restore()
@@ -366,6 +376,21 @@ def test_a_purge_drops_the_database_and_its_roles_whoever_is_connected(host: Ser
     assert (databases(filled), roles(filled)) == ({"inbox-two"}, {"inbox-two_app"})
 
 
+def test_a_purge_drops_a_database_that_only_an_older_release_names(host: Served, filled: str) -> None:
+    """The entry names another since; one that another app's release names is kept."""
+    with_database(host)
+    settings = host.layout.settings(name(1))
+    text = host.layout.description.read_text()
+    settings.write_text(text)
+    before, _, section = text.partition("[database]")
+    host.layout.description.write_text(f"{before}[database]{section.replace('inbox', 'inbox_new')}")
+    host.remove()
+    assert removal._shared_with(Layout(NEIGHBOUR, host.layout.root), "inbox") == "inbox"
+    assert "the database inbox with its roles" in host.purge(dry_run=True).deleted
+    host.purge()
+    assert (databases(filled), roles(filled)) == ({"inbox-two"}, {"inbox-two_app"})
+
+
 def test_a_database_that_another_app_uses_is_kept(host: Served, filled: str) -> None:
     with_database(host)
     other = Layout(NEIGHBOUR, host.layout.root)
@@ -394,6 +419,48 @@ def test_a_role_that_owns_something_else_stops_the_purge(host: Served, filled: s
     assert host.traces() == []
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_domain_that_went_to_another_app_is_not_taken_back(host: Served, dry_run: bool) -> None:
+    host.remove()
+    other = Layout(NEIGHBOUR, host.layout.root).site
+    before = other.read_text()
+    other.write_text(before.replace("www.two.example.com", "www.inbox.example.com"))
+    with pytest.raises(Refused, match=rf"expected www\.inbox\.example\.com to be free .* {NEIGHBOUR} serves it"):
+        host.restore(dry_run=dry_run)
+    host.assert_removed()
+    other.write_text(before)
+    host.restore()
+    host.assert_in_service()
+
+
+def test_a_database_that_went_to_another_app_is_not_taken_back(host: Served) -> None:
+    """Of one that is out of service itself, it does not matter."""
+    host.remove()
+    assert host.state.live
+    settings = host.layout.settings(host.state.live.release)
+    section = '\n[database]\nplacement = "local"\nname = "inbox"\napp_role = "inbox_app"\nurl = "postgresql:///x"\n'
+    settings.write_text(settings.read_text() + section.replace("local", "external"))
+    other = Layout(NEIGHBOUR, host.layout.root)
+    other.description.write_text(other.description.read_text() + section)
+    removal.refuse_what_another_has(host.layout, config.load(settings))
+    settings.write_text(settings.read_text().replace("external", "local"))
+    with pytest.raises(Refused, match=f"expected the database inbox to be free .* {NEIGHBOUR} uses it"):
+        host.restore()
+    host.assert_removed()
+    state.save(other, state.State(removed=state.Removed("now", "somebody", done=True)))
+    removal.refuse_what_another_has(host.layout, config.load(settings))
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_secret_id_that_ended_meanwhile_is_told_before_anything_starts(host: Served, dry_run: bool) -> None:
+    host.remove()
+    ended = {"app": identity.Record("2026-01-01T00:00:00+00:00", "2026-01-31T00:00:00+00:00", "accessor")}
+    (host.layout.state_dir / identity.RECORDS).write_bytes(msgspec.json.encode(ended))
+    with pytest.raises(Refused, match=r"ended at 2026-01-31.* put its entry back and run site\.yml"):
+        host.restore(dry_run=dry_run)
+    host.assert_removed()
+
+
 def test_a_certificate_that_another_site_names_is_kept(host: Served) -> None:
     host.remove()
     Layout("shop", host.layout.root).site.write_text("ssl_certificate tls/live/inbox.pem;\n")
@@ -401,6 +468,20 @@ def test_a_certificate_that_another_site_names_is_kept(host: Served) -> None:
     path = host.layout.root / "etc/nginx/tls/live/inbox.pem"
     assert done.kept == [f"{path}, which another site names"]
     assert host.traces() == ["etc/nginx/tls/live/inbox.pem"]
+
+
+def test_a_folder_of_state_that_is_somebody_elses_is_kept(host: Served) -> None:
+    """As /var/lib/git would be, for an app of that name."""
+    host.remove()
+    dropped = host.layout.units / "inbox.service.d"
+    dropped.mkdir()
+    os.chown(host.layout.app_state, 4711, -1)
+    kept = f"its own state: {host.layout.app_state}, which belongs to uid 4711"
+    assert f"keep {kept}" in host.purge(dry_run=True).plan
+    done = host.purge()
+    assert done.kept == [kept]
+    assert not any(each.startswith("its own state") for each in done.deleted)
+    assert host.traces() == ["etc/systemd/system/inbox.service.d", "var/lib/inbox"]
 
 
 def test_a_folder_that_can_not_be_deleted_is_named(host: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,7 @@ def test_an_interrupted_change_leaves_the_old_version(host: Layout, monkeypatch:
 
 def prepare(layout: Layout, slot: str, release: str, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systemd, "daemon_reload", lambda: None)
+    monkeypatch.setattr(systemd, "is_behind", lambda *_units: False)
     slots.prepare(layout, slot, release, version)
 
 

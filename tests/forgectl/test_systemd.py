@@ -1,6 +1,7 @@
 """systemd.py with the host's own systemd-creds."""
 
 import base64
+import os
 import subprocess
 from pathlib import Path
 
@@ -57,3 +58,45 @@ def test_a_credential_of_other_keys_is_told_apart(tmp_path: Path) -> None:
     command = ["systemd-creds", "encrypt", "--with-key=tpm2-absent", "--name=name", "-", str(sealed)]
     subprocess.run(command, input=b"value", capture_output=True, check=True)
     assert systemd.sealed_with(sealed) == "host key and TPM 2"
+
+
+def sandboxed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The properties of the unit that a build runs in."""
+    calls: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 0, b"", b"")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    systemd.run_sandboxed(
+        ["true"],
+        unit="forge-build-inbox.service",
+        user="forge-build",
+        writable=[Path("/srv/inbox/venvs/x"), Path("/var/cache/forge/inbox")],
+        hidden=[Path("/srv"), Path("/var/cache/forge")],
+        environment={},
+        environment_file=Path("/nowhere"),
+    )
+    (command,) = (call for call in calls if call[0] == "systemd-run")
+    given = (each.removeprefix("--property=") for each in command if each.startswith("--property="))
+    return dict(each.split("=", 1) for each in given)
+
+
+def test_a_build_takes_nothing_from_what_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler may want every core and all memory there is."""
+    monkeypatch.setattr(systemd, "memory_available", lambda: 1000)
+    given = sandboxed(monkeypatch)
+    assert (given["CPUWeight"], given["MemoryMax"], given["OOMScoreAdjust"]) == ("10", "750", "1000")
+    assert int(given["TasksMax"]) > 0
+
+
+def test_a_build_sees_nothing_of_another_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose builds are the same user's: its two folders are on top of an empty one each."""
+    given = sandboxed(monkeypatch)
+    assert given["TemporaryFileSystem"] == "/srv:ro /var/cache/forge:ro"
+    assert given["BindPaths"] == "/srv/inbox/venvs/x /var/cache/forge/inbox"
+
+
+def test_the_memory_that_nobody_uses() -> None:
+    assert 0 < systemd.memory_available() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

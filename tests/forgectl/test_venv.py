@@ -33,8 +33,9 @@ def test_what_came_along_is_there_for_the_build_and_not_after_it(
     """The build user may read it, where the lock says, from the folder that the build runs in."""
     seen: dict[str, tuple[int, str]] = {}
 
-    def build(command: list[str], *, writable: list[Path], **_: Any) -> None:
+    def build(command: list[str], *, writable: list[Path], hidden: list[Path], **_: Any) -> None:
         folder = writable[0]
+        assert hidden == [layout.root / "srv", layout.root / "var/cache/forge"]
         assert command[-1].startswith(f'cd "{folder}" && ')
         wheel = folder / ".forge/packages/shop-1.0-py3-none-any.whl"
         seen["wheel"] = (wheel.stat().st_mode & 0o777, wheel.read_text())
@@ -65,6 +66,8 @@ def test_a_build_that_fails_says_what_may_be_missing(
         raise ForgeError("sh failed:\nerror: command 'gcc' failed: No such file or directory")
 
     monkeypatch.setattr(systemd, "run_sandboxed", fail)
-    with pytest.raises(Refused, match=r"(?s)command 'gcc' failed.*name the Debian packages .* in build_packages"):
+    with pytest.raises(
+        Refused, match=r"(?s)command 'gcc' failed.*name the Debian packages .* in build_packages and run site\.yml"
+    ):
         venv.build(layout, lock, ME.pw_gid)
     assert list(layout.venvs.iterdir()) == []

@@ -44,7 +44,7 @@ class Fake:
         line = " ".join(command)
         self.asked.append(line)
         if line == "systemctl stop nginx.service":
-            self.seen += [name for name in (LEAVING, "run/forge-reboot/nginx-stopped") if (self.root / name).exists()]
+            self.seen += [name for name in (LEAVING, "run/forge-reboot/stopped") if (self.root / name).exists()]
         known = max((each for each in self.answers if line.startswith(each)), key=len, default="")
         status, output = self.answers.get(known, (0, ""))
         return subprocess.CompletedProcess(command, status, output, output if status else "")
@@ -139,8 +139,27 @@ def test_drains_then_reboots(fake: Fake, capsys: pytest.CaptureFixture[str]) -> 
     drained = [f"sleep {forge_reboot.LEAVING_SECONDS}", "systemctl stop nginx.service"]
     assert fake.asked.index(drained[0]) < fake.asked.index(drained[1])
     assert fake.did[:2] == [drained[1], "systemctl --check-inhibitors=yes reboot"]
-    assert fake.seen == [LEAVING, "run/forge-reboot/nginx-stopped"]
+    assert fake.seen == [LEAVING, "run/forge-reboot/stopped"]
     assert "<5>rebooting: libc6 was updated\n" in said(capsys)
+
+
+RUNNING = "inbox.beat@blue.service loaded active running x\ninbox.tick.service loaded active running x\n"
+TIMERS = "inbox.tick.timer loaded active waiting x\n"
+
+
+def test_commands_end_while_clients_are_served(fake: Fake) -> None:
+    """Of apps alone; and what a timer began is not made twice by a host that does not go down."""
+    fake.need("libc6")
+    fake.answers["systemctl list-units"] = (0, RUNNING + TIMERS)
+    look(fake.host, WINDOW, OPEN)
+    (asked,) = (line for line in fake.asked if line.startswith("systemctl list-units"))
+    assert asked.split()[-2:] == ["inbox.*.timer", "inbox.*.service"]
+    assert fake.did == [
+        "systemctl stop inbox.beat@blue.service inbox.tick.service inbox.tick.timer",
+        "systemctl stop nginx.service",
+        "systemctl --check-inhibitors=yes reboot",
+        "systemctl start nginx.service inbox.beat@blue.service inbox.tick.timer",
+    ]
 
 
 def test_without_nginx_there_is_nothing_to_drain_and_to_start(fake: Fake) -> None:
@@ -286,9 +305,9 @@ def test_a_reboot_that_does_not_come_leaves_nginx_serving(
 
 def test_whatever_ends_it_leaves_nginx_serving(fake: Fake) -> None:
     """Killed between the drain and the reboot: what systemd runs after it starts Nginx; but not at a shutdown."""
-    marker = fake.root / "run/forge-reboot/nginx-stopped"
+    marker = fake.root / "run/forge-reboot/stopped"
     marker.parent.mkdir()
-    marker.touch()
+    marker.write_text("nginx.service\n")
     fake.answers["systemctl is-system-running"] = (1, "stopping\n")
     assert resume(fake.host) == 0
     assert fake.did == []

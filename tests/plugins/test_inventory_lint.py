@@ -36,10 +36,12 @@ def test_names_of_apps(name: str) -> None:
         "shop-migrate",
         "shop-lease",
         "user",
+        "uploads",
+        "dpkg",
     ],
 )
 def test_names_that_are_taken_or_malformed(name: str) -> None:
-    """An app becomes a user, groups and units: it may shadow none."""
+    """An app becomes a user, groups, units and folders: it may shadow none."""
     assert len(name_problems(name)) == 1
 
 

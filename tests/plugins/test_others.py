@@ -12,6 +12,7 @@ from forge.connections import Demand, Server
 from host_probe import described
 
 LOCAL = Server("local", 100, "postgresql_max_connections", exporter=2, reserved=5)
+LIVE = '{"live": {"release": "R1"}}'
 DESCRIPTION = """
 name = "{name}"
 domain = "{name}.example.com"
@@ -23,10 +24,17 @@ count = 2
 placement = "{placement}"
 name = "{name}_data"
 """
+COMMANDS = """pool_max = 11
+[commands.beat]
+memory_max_mib = 64
+[commands.tick]
+memory_max_mib = 100
+schedule = "hourly"
+"""
 
 
 def describe(
-    root: Path, name: str, *, placement: str = "local", state: str | None = "{}", prefix: str = "FORGE"
+    root: Path, name: str, *, placement: str = "local", state: str | None = LIVE, prefix: str = "FORGE"
 ) -> None:
     """Have the host run an app."""
     folder = root / "etc/forge/apps"
@@ -47,7 +55,11 @@ def on_host(**changes: Any) -> dict[str, Any]:
         "workers": 2,
         "pool_max": 7,
         "memory_max_mib": 664,
+        "commands": 0,
+        "slot_commands_mib": 0,
+        "host_commands_mib": 0,
         "removed": False,
+        "served": True,
     } | changes
 
 
@@ -55,14 +67,40 @@ def test_the_host_describes_its_apps(tmp_path: Path) -> None:
     """What runs, what was removed, what was never released, and what cannot be read."""
     assert described(tmp_path) == []
     describe(tmp_path, "old")
-    describe(tmp_path, "away", placement="external", prefix="SHOP", state=json.dumps({"removed": {"since": "now"}}))
+    away_since = json.dumps(json.loads(LIVE) | {"removed": {"since": "now"}})
+    describe(tmp_path, "away", placement="external", prefix="SHOP", state=away_since)
+    describe(tmp_path, "failed", state='{"live": null, "history": [{"outcome": "failed"}]}')
+    describe(tmp_path, "first", state='{"live": null, "operation": {"phase": "starting"}}')
     describe(tmp_path, "new", state=None)
     (tmp_path / "etc/forge/apps/broken.toml").write_text("name =")
     (tmp_path / "etc/forge/certificates.toml").write_text('[apps]\nold = ["old.example.com", "www.old.example.com"]\n')
-    away, new, old = described(tmp_path)
+    away, failed, first, new, old = described(tmp_path)
     assert old == on_host()
     assert away == on_host(name="away", domains=["away.example.com"], database="", removed=True)
-    assert (new["name"], new["removed"]) == ("new", True)
+    assert [(app["name"], app["removed"], app["served"]) for app in (failed, first, new)] == [
+        ("failed", True, False),
+        ("first", False, False),
+        ("new", True, False),
+    ]
+
+
+def test_what_never_served_has_no_site_whose_certificate_somebody_looks_after() -> None:
+    """There is none to be found for it, which would fail every later run."""
+    found = others.found([on_host(), on_host(name="away", removed=True), on_host(name="failed", served=False)], {})
+    assert list(others.domains(found)) == ["old", "away"]
+
+
+def test_the_host_describes_what_an_app_runs_beside_its_server(tmp_path: Path) -> None:
+    """And the pool of one whose variable has a name of its own."""
+    describe(tmp_path, "old", prefix="MY")
+    path = tmp_path / "etc/forge/apps/old.toml"
+    path.write_text(path.read_text().replace("MY_DATABASE_POOL_MAX", "CONNECTIONS") + COMMANDS)
+    (old,) = described(tmp_path)
+    counted = {"commands": 2, "slot_commands_mib": 64, "host_commands_mib": 100}
+    assert old == on_host(domains=["old.example.com"], pool_max=11, **counted)
+    (plan,) = others.plans(others.found([old], {}), "local")
+    assert (plan.slot_commands_mib, plan.host_commands_mib) == (64, 100)
+    assert plan.demand == Demand("local", 1, 11, 0, 2)
 
 
 def test_what_no_entry_names_is_told() -> None:

@@ -96,7 +96,12 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
     "no apps": ({"apps": None}, ("apps", "a mapping with one entry an app", "it is not set", "see inventory/example")),
     "name of a system user": (
         {"apps": {"shop": None, "postgres": ENTRY}},
-        ("apps.postgres", "a name that no user or unit of the system has", "postgres is reserved", "postgres-app"),
+        (
+            "apps.postgres",
+            "a name that no user, unit or folder of the system has",
+            "postgres is reserved",
+            "postgres-app",
+        ),
     ),
     "not filled in": (
         app(settings={"REGION": "FILL_IN"}),

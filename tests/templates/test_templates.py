@@ -351,6 +351,7 @@ def test_description_of_a_changed_app(rendered: Path) -> None:
     assert app.migration.settings["DATABASE_URL"] == "postgresql+asyncpg://mover@db.example.com/shop_db"
     assert app.migration.variables == {"DATABASE_PASSWORD": "mover_password"}
     assert app.database.url_format == "postgresql://{user}:{password}@{host}/{name}"
+    assert app.database.pool_max == 2
     assert app.commands == {
         "mails": Command(["shop.mails", "--to", HARD], 99, 5),
         "report": Command(["report"], 256, 30, "*-*-* 03:00:00"),
@@ -376,6 +377,7 @@ def test_the_prefix_names_what_the_entry_does_not(rendered: Path) -> None:
     assert set(app.settings) == {"FORGE_ENVIRONMENT", "FORGE_DATABASE_URL", "FORGE_DATABASE_POOL_MAX"}
     assert app.database
     assert app.database.url_variable == "FORGE_DATABASE_URL"
+    assert app.database.pool_max is None
     assert app.migration
     assert app.migration.variables == {"FORGE_DATABASE_PASSWORD": "database_password"}
     assert set(app.migration.settings) == {"FORGE_DATABASE_URL"}
@@ -489,6 +491,7 @@ def test_sandbox_is_in_both_units(rendered: Path, name: str) -> None:
     assert slot["ProtectSystem"] == ["strict"]
     assert slot["ReadWritePaths"] == [f"/var/lib/{name}"]
     assert slot["MemoryDenyWriteExecute"] == (["yes"] if name == "plain" else ["yes", "no"])
+    assert migration["MemoryDenyWriteExecute"] == slot["MemoryDenyWriteExecute"]
     assert slot["MemorySwapMax"] == ["0"]
     assert "ReadWritePaths" not in migration
 

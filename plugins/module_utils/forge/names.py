@@ -8,8 +8,9 @@ from .problems import Problem
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,20}")
 
-# An app's name becomes a user, a group, a database and a template unit. These are users and template units of the
-# supported distributions and of this product.
+# An app's name becomes a user, a group, a database, a template unit, and a folder below /srv, /run, /var/lib and
+# /var/cache/forge, which a purge deletes. These are users, units and folders of the supported distributions, of what
+# is often installed on them, and of this product.
 RESERVED_NAMES = frozenset(
     """
     root daemon bin sys sync games man lp mail news uucp proxy www-data backup list irc gnats nobody sshd messagebus
@@ -18,6 +19,8 @@ RESERVED_NAMES = frozenset(
     pollinate syslog uuidd tcpdump tss lxd admin ubuntu debian vault openbao haproxy prometheus forge forgectl
     user getty serial-getty container-getty console-getty autovt modprobe logrotate cron dbus
     blue green live
+    apt certbot containerd credentials docker dpkg fail2ban letsencrypt lock log misc mount nftables pam private python
+    shm snapd ucf udev uploads
     """.split()
 )
 
@@ -41,7 +44,7 @@ def name_problems(name: str) -> list[Problem]:
         return [
             Problem(
                 where,
-                "a name that no user or unit of the system has (the app's user, group and units get it)",
+                "a name that no user, unit or folder of the system has (the app gets one of each)",
                 f"{name} is reserved",
                 f"rename the entry, for example {name[:17]}-app",
             )

@@ -21,7 +21,11 @@ class Other:
         domains: Its domain, then its aliases.
         database: Name of its database on this host; empty without one.
         memory_max_mib: Limit of one slot, 0 when nobody knows.
+        commands: How many it runs beside its server.
+        slot_commands_mib: Limits of those that go on, together; each slot has its own.
+        host_commands_mib: Limits of those on a schedule, together.
         removed: Whether it is out of service, and only what it left is there.
+        served: Whether a release of it ever served; else it has neither site nor certificate.
     """
 
     name: str
@@ -30,7 +34,11 @@ class Other:
     workers: int
     pool_max: int
     memory_max_mib: int
+    commands: int
+    slot_commands_mib: int
+    host_commands_mib: int
     removed: bool
+    served: bool
 
 
 def found(described: Iterable[Mapping[str, Any]], entries: Mapping[str, object]) -> list[Other]:
@@ -43,11 +51,20 @@ def found(described: Iterable[Mapping[str, Any]], entries: Mapping[str, object])
             workers=int(app["workers"]),
             pool_max=int(app["pool_max"]),
             memory_max_mib=int(app["memory_max_mib"]),
+            commands=int(app["commands"]),
+            slot_commands_mib=int(app["slot_commands_mib"]),
+            host_commands_mib=int(app["host_commands_mib"]),
             removed=bool(app["removed"]),
+            served=bool(app["served"]),
         )
         for app in described
         if app["name"] not in entries
     ]
+
+
+def domains(others: Sequence[Other]) -> dict[str, list[str]]:
+    """Return the domains of those that have a site, or did and may be restored."""
+    return {other.name: list(other.domains) for other in others if other.served}
 
 
 def running(others: Sequence[Other]) -> list[Other]:
@@ -66,7 +83,9 @@ def plans(others: Sequence[Other], local: str) -> list[sizing.Plan]:
             worker_mib=max(0, other.memory_max_mib - sizing.MASTER_MIB) // sizing.HEADROOM // max(1, other.workers),
             memory_max_mib=0,
             cpu_quota_percent=0,
-            demand=Demand(local, 1, other.pool_max, 0) if other.database else None,
+            slot_commands_mib=other.slot_commands_mib,
+            host_commands_mib=other.host_commands_mib,
+            demand=Demand(local, 1, other.pool_max, 0, other.commands) if other.database else None,
             unlisted=True,
         )
         for other in running(others)
@@ -76,7 +95,7 @@ def plans(others: Sequence[Other], local: str) -> list[sizing.Plan]:
 def problems(others: Sequence[Other], entries: Mapping[str, Mapping[str, Any]], local: str) -> list[Problem]:
     """Return what entries claim that one of the others has: a domain, or a database on this host."""
     result = []
-    domains = {domain: other.name for other in running(others) for domain in other.domains}
+    taken = {domain: other.name for other in running(others) for domain in other.domains}
     databases = {other.database: other.name for other in running(others) if other.database}
     for name, entry in entries.items():
         claims = [(f"apps.{name}.domain", entry.get("domain"))]
@@ -85,11 +104,11 @@ def problems(others: Sequence[Other], entries: Mapping[str, Mapping[str, Any]], 
             Problem(
                 where,
                 "a domain that no other app of the host has",
-                f"{domain}, which {domains[domain]} serves, though no entry names it any more",
-                REMOVE.format(name=domains[domain]),
+                f"{domain}, which {taken[domain]} serves, though no entry names it any more",
+                REMOVE.format(name=taken[domain]),
             )
             for where, domain in claims
-            if domain in domains
+            if domain in taken
         ]
         database = entry.get("database")
         if isinstance(database, Mapping) and database.get("placement") == local:

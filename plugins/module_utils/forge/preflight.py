@@ -506,7 +506,7 @@ def _size(
         "domains": dict(
             sorted(
                 [(name, [entry.get("domain"), *(entry.get("aliases") or [])]) for name, entry in entries.items()]
-                + [(other.name, list(other.domains)) for other in unlisted]
+                + [*others.domains(unlisted).items()]
             )
         ),
     }

@@ -2,10 +2,11 @@
 """Reboot this host when an update asks for it: in its window, when nothing is under way, and once for each reason.
 
 usage: forge-reboot [--window 03:00-04:00]    local time; without a window it only says that a reboot is due
-       forge-reboot --resume                  start Nginx, if a reboot that did not come has stopped it
+       forge-reboot --resume                  start what was stopped for a reboot that did not come
 
-forge-reboot.timer calls it. It drains first: Nginx announces the end of each connection, closes its ports and finishes
-what is under way. Standard library only.
+forge-reboot.timer calls it. It drains first: what apps run beside their servers ends, which may take an hour, while
+clients are served; then Nginx announces the end of each connection, closes its ports and finishes what is under way.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class Host:
 
     @property
     def stopped(self) -> Path:
-        """There while Nginx is stopped for a reboot; gone with the unit."""
-        return self.root / "run/forge-reboot/nginx-stopped"
+        """The units that are stopped for a reboot, one on each line; gone with the unit."""
+        return self.root / "run/forge-reboot/stopped"
 
 
 def say(text: str) -> None:
@@ -197,29 +198,53 @@ def _inhibitors(host: Host) -> Iterator[str]:
 
 
 def drain(host: Host) -> None:
-    """Have Nginx finish what is under way and take nothing new; its unit says how long that may take."""
+    """Have commands, then Nginx, finish what is under way and take nothing new; units say how long that may take."""
+    host.stopped.parent.mkdir(exist_ok=True)
+    running = commands(host)
+    # A run that a timer began is not made twice.
+    again = [unit for unit in running if "@" in unit or unit.endswith(".timer")]
+    if again:
+        host.stopped.write_text("".join(f"{unit}\n" for unit in again))
+    if running:
+        _stop(host, *running)
     if host.run(["systemctl", "is-active", "--quiet", "nginx.service"]).returncode:
         return
-    host.stopped.parent.mkdir(exist_ok=True)
-    host.stopped.touch()
+    host.stopped.write_text("".join(f"{unit}\n" for unit in ("nginx.service", *again)))
     (host.root / LEAVING).touch()
     host.sleep(LEAVING_SECONDS)
-    stop = host.run(["systemctl", "stop", "nginx.service"])
+    _stop(host, "nginx.service")
+
+
+def _stop(host: Host, *units: str) -> None:
+    stop = host.run(["systemctl", "stop", *units])
     if stop.returncode:
-        say(f"Nginx did not stop as it should: {' '.join(stop.stderr.split())}")
+        say(f"{', '.join(units)} did not stop as it should: {' '.join(stop.stderr.split())}")
+
+
+def commands(host: Host) -> list[str]:
+    """What apps run beside their servers, and the timers of it: units that are NAME.COMMAND, as no other's are."""
+    names = sorted(path.parent.name for path in (host.root / "var/lib/forge").glob("*/state.json"))
+    patterns = [f"{name}.*.{kind}" for name in names for kind in ("timer", "service")]
+    if not patterns:
+        return []
+    options = ("--plain", "--no-legend", "--state=active,activating,reloading")
+    lines = host.run(["systemctl", "list-units", *options, *patterns]).stdout.splitlines()
+    return [line.split()[0] for line in lines if line.strip()]
 
 
 def resume(host: Host) -> int:
-    """Start Nginx again where a reboot that did not come has stopped it."""
+    """Start again what was stopped for a reboot that did not come."""
     if not host.stopped.exists() or host.run(["systemctl", "is-system-running"]).stdout.strip() == "stopping":
         return 0
     (host.root / LEAVING).unlink(missing_ok=True)
-    start = host.run(["systemctl", "start", "nginx.service"])
+    units = host.stopped.read_text().split()
+    start = host.run(["systemctl", "start", *units])
     if start.returncode:
-        alert(f"Nginx was stopped for a reboot that did not come, and does not start: {' '.join(start.stderr.split())}")
+        what = ", ".join(units)
+        alert(f"stopped for a reboot that did not come, {what} does not start: {' '.join(start.stderr.split())}")
         return 1
     host.stopped.unlink()
-    say("Nginx serves again")
+    say(f"up again: {', '.join(units)}")
     return 0
 
 

@@ -41,6 +41,7 @@ Exit codes:
 BOOT_PATIENCE_SECONDS = 120.0
 # The actions that a timer begins.
 ROUTINES = ("recycle", "rotation")
+NOTHING_OF_IT = "{}: nothing of it is on this host; nothing to do"
 
 name_argument = click.argument("name")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -344,9 +345,17 @@ def remove(name: str, dry_run: bool, as_json: bool) -> None:
     Its timers stop, Nginx no longer knows its domain, and its slots are drained and stopped; no other app loses a
     request. So does an app whose entry is gone from the inventory: site.yml itself stops nothing.
     """
-    layout, app = _app(name)
+    layout = _layout(name)
     from forgectl import removal
 
+    if removal.is_gone(layout):
+        # As in a play over hosts of which not all have it.
+        if as_json:
+            _print_json(removal.Result(name, "remove", changed=False))
+        else:
+            click.echo(NOTHING_OF_IT.format(name))
+        return
+    layout, app = _app(name)
     with _turn(layout, app, "remove", unless=dry_run, even_removed=True):
         result = removal.remove(layout, app, dry_run=dry_run, say=_say)
     if as_json:
@@ -401,7 +410,7 @@ def purge(name: str, yes_purge: str | None, dry_run: bool, as_json: bool) -> Non
         _print_json(result)
         return
     if not result.changed:
-        click.echo(f"{name}: nothing of it is on this host; nothing to do")
+        click.echo(NOTHING_OF_IT.format(name))
         return
     _tell_removal(result, "deleted", dry_run)
     if not dry_run:
@@ -428,14 +437,17 @@ def _tell_removal(result: Any, what: str, dry_run: bool) -> None:
 @json_option
 def status(name: str | None, as_json: bool) -> None:
     """Show what is live, whether it is ready, and how it got there; of one app or all."""
+    from forgectl import removal
     from forgectl import status as statuses
     from forgectl.layout import names
 
     found = [statuses.of(*_app(each)) for each in ([name] if name else names())]
+    left = [] if name else removal.half_purged(Path("/"))
     if as_json:
-        _print_json(found[0] if name else {"apps": {each["app"]: each for each in found}})
+        _print_json(found[0] if name else {"apps": {each["app"]: each for each in found}, "half_purged": left})
     else:
-        click.echo("\n".join(map(statuses.text, found)) or "no app is described in /etc/forge/apps")
+        halves = [f"{each}: HALF PURGED; sudo forgectl purge {each} ends it" for each in left]
+        click.echo("\n".join([*map(statuses.text, found), *halves]) or "no app is described in /etc/forge/apps")
 
 
 @forgectl.command()

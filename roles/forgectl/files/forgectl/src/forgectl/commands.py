@@ -10,6 +10,7 @@ Each unit is the slot's own (slot.conf of the release), sandbox, limits and cred
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from forgectl.layout import Layout, write_atomically
 
 # A command that ends at once is not started again at the pace of a server, on which clients wait.
 RESTART_SECONDS = 5
+# systemd's CPUWeight=, where a slot that serves has 100.
+WEIGHT = 20
 
 UNIT = """\
 # Made by forgectl of {release}; what comes last counts.
@@ -42,6 +45,9 @@ Restart={restart}
 RestartSec={pause}
 TimeoutStopSec={stop}
 MemoryMax={memory}M
+# That of its slots, so that an app with many has no larger share of the CPU; and in there what serves goes first.
+Slice={slice}
+CPUWeight={weight}
 SyslogIdentifier={app}.{name}
 """
 
@@ -123,6 +129,12 @@ def start(layout: Layout, slot: str) -> None:
         systemd.start(*units, block=False)
 
 
+def stop(layout: Layout, slot: str) -> None:
+    """Stop those of a slot before its server, which does not wait for them."""
+    if units := layout.command_units(slot):
+        systemd.stop(*units)
+
+
 def schedule(layout: Layout, slot: str) -> None:
     """Have those on a schedule run from the release in a slot from now on; a run that has begun is left alone."""
     release = layout.slot_release(slot)
@@ -139,7 +151,10 @@ def schedule(layout: Layout, slot: str) -> None:
     present = layout.timed_units()
     if gone := [unit for unit in present if unit.endswith(".timer") and unit not in wanted]:
         systemd.stop(*gone)
-    if _put(layout, present, wanted):
+    # How it is to be stopped, and who may stop it, is in the file: that stays as long as a run of what is gone goes on.
+    lasting = [unit for unit in present if unit.endswith(".service") and unit not in wanted and systemd.is_up(unit)]
+    changed = _put(layout, [unit for unit in present if unit not in lasting], wanted)
+    if changed or (wanted and systemd.is_behind(*wanted)):
         systemd.daemon_reload()
     if timers := [unit for unit in wanted if unit.endswith(".timer")]:
         systemd.start(*timers)
@@ -155,6 +170,12 @@ def pause(layout: Layout) -> None:
     """Stop those on a schedule, and their timers, until the next hand-over: the code does not fit the schema."""
     if units := layout.timed_units():
         systemd.stop(*sorted(units, key=lambda unit: not unit.endswith(".timer")))
+
+
+def running_since(layout: Layout) -> datetime | None:
+    """When the oldest run on a schedule began that still goes on; it keeps the release that was live then."""
+    runs = [unit for unit in layout.timed_units() if unit.endswith(".service") and systemd.is_up(unit)]
+    return min(map(systemd.started, runs), default=None)
 
 
 def trouble(layout: Layout, slot: str, *, ever: bool = False) -> str:
@@ -204,6 +225,9 @@ def _unit(layout: Layout, slot: str, release: str, app: App, name: str, command:
         pause=RESTART_SECONDS,
         stop=command.stop_seconds,
         memory=command.memory_max_mib,
+        # What systemd gives the instances of a template, whose name it escapes (systemd.slice(5)).
+        slice="system-" + app.name.replace("-", r"\x2d") + ".slice",
+        weight=WEIGHT,
     )
 
 

@@ -95,7 +95,8 @@ class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     `url_variable` receives `url`, with the user that the app's secrets may name beside the password; in the form of
     `url_format`, if any, whose {user}, {password}, {host} and {name} are filled in. With `vault_role`, a role of
-    Vault's database engine, user and password of the app are leased for each slot.
+    Vault's database engine, user and password of the app are leased for each slot. `pool_max`, of one worker, is
+    preflight's alone, which counts the connections of all apps of the host.
     """
 
     placement: Literal["local", "external"]
@@ -110,6 +111,12 @@ class Database(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     url_variable: Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")] = "FORGE_DATABASE_URL"
     url_format: str = ""
     vault_role: str = ""
+    pool_max: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+    @property
+    def wants_password(self) -> bool:
+        """Whether its URL holds the password, for an app that reads that from nowhere else."""
+        return "{password}" in self.url_format
 
     @property
     def has_own_roles(self) -> bool:

@@ -90,9 +90,10 @@ class Cutover:
         self._secrets = secrets.version
         if db := self._app.database:
             role = self._database_user = database.user(db, secrets)
-            live, passwords = self._state.live, {role: secrets.values[db.app_key]}
+            live = self._state.live
             if not db.has_own_roles or not live:
                 return
+            passwords = {role: secrets.values[db.app_key]}
             if role != (live.database_user or db.app_role):
                 database.set_verifiers(passwords)
             elif secrets.version != live.secrets and database.set_verifiers(passwords, dry_run=True) != {
@@ -118,8 +119,11 @@ class Cutover:
             self._state.operation = self._operation("maintenance", release)
             self._state.maintenance = reason
             state.save(self._layout, self._state)
-            slots.maintenance(self._layout, on=True)
+            # While these take their time to end, clients are served.
             commands.pause(self._layout)
+            if self._state.live:
+                commands.stop(self._layout, self._state.live.slot)
+            slots.maintenance(self._layout, on=True)
             if self._state.live:
                 slots.drain(self._layout, self._state.live.slot)
 
@@ -483,10 +487,15 @@ def _expire_password(app: App, operation: Operation, present: State) -> None:
 
 
 def needed(layout: Layout, present: State) -> set[str]:
-    """The releases that must stay: what is live, what was, where a rollback would go, and whose schema there is."""
+    """The releases that must stay: what is live, what was, where a rollback would go, and whose schema there is.
+
+    And what a run of a scheduled command began with.
+    """
     target = rollback_target(layout, present)
     slotted = {each.release for each in (present.live, present.previous) if each}
-    return slotted | {present.schema} | ({target.id} if target else set())
+    since = commands.running_since(layout)
+    began_with = present.live_since(since) if since else set()
+    return slotted | began_with | {present.schema} | ({target.id} if target else set())
 
 
 def rollback_target(layout: Layout, present: State) -> staging.Record | None:

@@ -103,6 +103,9 @@ def _processes(unit: str, root: Path) -> Iterable[Path]:
 
 def is_orphan(process: str, root: Path = Path("/")) -> bool:
     """Whether a process has left who made it, and nobody will replace it when it ends."""
+    # The app may have said which one.
+    if not process.isdecimal():
+        return False
     with suppress(OSError):
         # The name, in parentheses, may hold anything.
         return (root / "proc" / process / "stat").read_text().rpartition(")")[2].split()[1] == "1"

@@ -93,8 +93,11 @@ def needed(app: App, identity: str) -> dict[str, str]:
         variables, key = dict(app.migration.variables), app.database.migrate_key if app.database else None
     else:
         raise Refused(f"{app.name} has no identity {identity}; it has: {', '.join(identities(app))}")
-    if key and app.database and (app.database.placement == "local" or identity == "migrate"):
+    db = app.database
+    if key and db and (db.placement == "local" or identity == "migrate"):
         variables.setdefault("the database role", key)
+    elif key and db and db.wants_password and not app.leases:
+        variables.setdefault("the database's URL", key)
     return variables
 
 
@@ -207,6 +210,21 @@ def records(layout: Layout) -> dict[str, Record]:
         return msgspec.json.decode((layout.state_dir / RECORDS).read_bytes(), type=dict[str, Record])
     except (FileNotFoundError, msgspec.DecodeError):
         return {}
+
+
+def refuse_expired(layout: Layout, app: App) -> None:
+    """Check that the app's secret id is not past its end, as far as this host knows.
+
+    Raises:
+        Refused: it is, since nobody renews those of an app that is out of service.
+    """
+    record = records(layout).get("app") if app.secrets.source == "vault" else None
+    if record and record.expires and datetime.fromisoformat(record.expires) <= datetime.now(UTC):
+        raise Refused(
+            f"expected a secret id of {app.name} that Vault still takes; found that it ended at {record.expires}, "
+            "while the app was out of service; put its entry back and run site.yml, which delivers another and brings "
+            "it back"
+        )
 
 
 def forget_rejected(layout: Layout, app: App) -> None:

@@ -183,8 +183,13 @@ def _form_the_url(database: Database, environment: dict[str, str], values: dict[
     parts = urlsplit(environment[database.url_variable])
     user, _, host = parts.netloc.rpartition("@")
     fields = {"user": user, "host": host, "name": parts.path.removeprefix("/")}
-    # The values are in a URL already, but for the password, which may hold anything.
-    fields["password"] = quote(values.get(key, ""), safe="")
+    if database.wants_password:
+        password = values.get(key)
+        # What was released before anybody asked for it.
+        if not isinstance(password, str) or not password:
+            raise SecretsError("incomplete", f"expected a password under the key {key}; found none; write it there")
+        # The other values are in a URL already; this one may hold anything.
+        fields["password"] = quote(password, safe="")
     form = re.sub(r"\{(\w+)\}", lambda field: fields[field[1]], database.url_format)
     environment[database.url_variable] = form
 

@@ -204,18 +204,22 @@ def restore(layout: Layout, app: App, *, dry_run: bool, say: Say) -> removal.Res
     """Bring back what was live when the app was removed, through the same gate as a release.
 
     Raises:
-        Refused: a purge has begun, or Nginx does not take the site.
+        Refused: a purge has begun, another app has its domain or database now, its secret id has ended, or Nginx does
+            not take the site.
         CandidateFailed: the release did not get ready; the app stays out of service.
     """
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
     if present.removed is None:
         return removal.Result(app.name, "restore", changed=False)
     removal.refuse_while_purged(layout, present)
+    # What comes back is the release with its own settings, not what its entry said last.
+    removal.refuse_what_another_has(layout, config.load(layout.settings(present.live.release)) if present.live else app)
     # Under the page of a breaking migration nothing ran, and after a restore that was killed it runs already.
     starts = present.live is not None and not present.maintenance and not _serves(layout, present)
     plan = [f"give {app.domain} back to Nginx"]
     live = find_live(layout, present) if starts else None
     if live:
+        identity.refuse_expired(layout, live.app)
         plan = [f"start {live.record.id} and wait until it is ready", *plan]
     if not dry_run:
         with removal.returning(layout, present, say):

@@ -15,14 +15,14 @@ import pwd
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from forgectl import commands, config, cutover, database, identity, slots, staging, state, systemd
-from forgectl.config import App
+from forgectl.config import App, Database
 from forgectl.cutover import Say
 from forgectl.errors import ForgeError, Refused, explain
 from forgectl.layout import SLOTS, Layout, fsync, names, write_atomically
@@ -152,6 +152,9 @@ def _reopen(layout: Layout, say: Say) -> None:
         again = f"sudo forgectl restore {layout.name}"
         raise Refused(f"{error}; {layout.name} runs, but clients do not reach it; mend that, then: {again}") from error
     _start_timers(layout, present.removed)
+    if present.live and not present.maintenance:
+        # A removal that was killed early has stopped those on a schedule, and no slot.
+        commands.hand_over(layout, present.live.slot)
     present.removed = None
     _record(present, "live")
     state.save(layout, present)
@@ -168,6 +171,34 @@ def refuse_while_purged(layout: Layout, present: State) -> None:
             f"expected all that belongs to {layout.name}; found a purge that has begun; "
             + _next(layout, present.removed)
         )
+
+
+def refuse_what_another_has(layout: Layout, app: App) -> None:
+    """Check that nobody got the names or the database of a removed app meanwhile.
+
+    Raises:
+        Refused: an app in service has one of them.
+    """
+    site = layout.site if layout.site.exists() else layout.removed_site
+    wanted = _server_names(site) if site.exists() else {app.domain}
+    for other in sorted(layout.site.parent.glob("*.conf")):
+        if other != layout.site and (shared := sorted(wanted & _server_names(other))):
+            raise Refused(
+                f"expected {', '.join(shared)} to be free for {layout.name}; found that {other.stem} serves it; take "
+                f"it away from {other.stem} first, or give {layout.name} another domain in its entry and run site.yml"
+            )
+    db = app.database
+    if db and db.placement == "local" and (user := _shared_with(layout, db.name, in_service=True)):
+        raise Refused(
+            f"expected the database {db.name} to be free for {layout.name}; found that {user} uses it; remove {user} "
+            f"first, or give {layout.name} another database in its entry and run site.yml"
+        )
+
+
+def half_purged(root: Path) -> list[str]:
+    """The apps of which a purge that was killed left nothing but the folder of their state."""
+    folders = sorted(path for path in (root / "var/lib/forge").glob("*/") if path.is_dir())
+    return [path.name for path in folders if not Layout(path.name, root).description.exists()]
 
 
 def is_gone(layout: Layout) -> bool:
@@ -204,13 +235,15 @@ def purge(layout: Layout, *, dry_run: bool, say: Say) -> Result:
     state.save(layout, present)
     kept = _spared(layout, app) if app else []
     if app:
-        _drop_database(layout, app, say)
+        _drop_databases(layout, app, say)
         _delete_certificates(layout, say)
         say("deleting credentials, units, folders and logs ...")
         for slot in SLOTS:
             slots.stop(layout, slot)
+        spared = _state_of_another(layout, app)
         for path in _paths(layout):
-            _delete(path)
+            if not (spared and path == layout.app_state):
+                _delete(path)
         systemd.daemon_reload()
         for user in (f"{app.user}-migrate", app.user):
             _delete_user(user)
@@ -223,12 +256,10 @@ def purge(layout: Layout, *, dry_run: bool, say: Say) -> Result:
 def belongings(layout: Layout, app: App) -> list[str]:
     """What an app has on this host, in words."""
     known = staging.records(layout)
-    db = app.database
     sealed = sorted(layout.credentials.glob(f"forge.{layout.name}.*"))
     certificates = [path for path in _certificates(layout) if path.exists() or path.is_symlink()]
     found = [f"{len(known)} releases and their environments: {layout.home}", f"its own state: {layout.app_state}"]
-    if db and db.placement == "local":
-        found.append(f"the database {db.name} with its roles")
+    found += [f"the database {name} with its roles" for name in _databases(layout, app)]
     if sealed:
         found.append(f"{len(sealed)} sealed credentials: {layout.credentials}/forge.{layout.name}.*")
     if certificates:
@@ -292,12 +323,17 @@ def _paths(layout: Layout) -> list[Path]:
     patterns = [
         (layout.credentials, f"forge.{name}.*"),
         (layout.units, f"{name}@*"),
-        (layout.units, f"{name}.*"),
+        # With the folder of a drop-in for a unit of that name, they would be somebody else's.
+        (layout.units, f"{name}.*.service"),
+        (layout.units, f"{name}.*.timer"),
         (layout.units, f"{name}-migrate@*"),
         (layout.units, f"{name}-lease@*"),
         (layout.root / "run/systemd/system.control", f"{name}@*"),
         (layout.root / "etc/needrestart/restart.d", f"{name}@*"),
         (layout.access_log.parent, f"{layout.access_log.name}*"),
+        # When a timer last ran: of another app of this name, it would make up for runs that nobody missed.
+        (layout.root / "var/lib/systemd/timers", f"stamp-{name}.*.timer"),
+        (layout.root / "var/lib/systemd/timers", f"stamp-forge-*@{name}.timer"),
         (layout.root / "run/forge-lease", f"{name}-blue"),
         (layout.root / "run/forge-lease", f"{name}-green"),
     ]
@@ -318,22 +354,49 @@ def _certificates(layout: Layout) -> list[Path]:
     return [tls / f"{layout.name}.key", tls / f"{layout.name}.pem", tls / "live" / f"{layout.name}.pem", lineage]
 
 
-def _shared_with(layout: Layout, name: str) -> str | None:
+def _server_names(site: Path) -> set[str]:
+    """The host names that a site is for."""
+    found = re.findall(r"^\s*server_name\s+([^;]+);", site.read_text(errors="replace"), re.MULTILINE)
+    return {name for each in found for name in each.split()}
+
+
+def _shared_with(layout: Layout, name: str, *, in_service: bool = False) -> str | None:
     """Another app of this host that uses the same local database."""
     for other in names(layout.root):
-        if other == layout.name:
+        if other == layout.name or (in_service and state.load(Layout(other, layout.root)).removed):
             continue
-        its = config.load(layout.description.with_name(f"{other}.toml")).database
-        if its and its.placement == "local" and its.name == name:
+        its = Layout(other, layout.root)
+        described = config.load(its.description)
+        # An older release of the other may come back as well.
+        if name in (_local(described) if in_service else _databases(its, described)):
             return other
     return None
 
 
+def _local(app: App) -> dict[str, Database]:
+    """The database of an app on this host, by its name."""
+    return {app.database.name: app.database} if app.database and app.database.placement == "local" else {}
+
+
+def _databases(layout: Layout, app: App) -> dict[str, Database]:
+    """The same with those that only releases name which are older than a change of the entry."""
+    found: dict[str, Database] = {}
+    for record in staging.records(layout):
+        # What nobody can read can't be released either.
+        with suppress(Refused):
+            found |= _local(config.load(layout.settings(record.id)))
+    return _local(app) | found
+
+
 def _spared(layout: Layout, app: App) -> list[str]:
     """What a purge keeps, since somebody else has it, in words that begin as those of belongings()."""
-    db, found = app.database, []
-    if db and db.placement == "local" and (other := _shared_with(layout, db.name)):
-        found.append(f"the database {db.name} with its roles, which {other} uses")
+    found = [
+        f"the database {name} with its roles, which {other} uses"
+        for name in _databases(layout, app)
+        if (other := _shared_with(layout, name))
+    ]
+    if owner := _state_of_another(layout, app):
+        found.append(f"its own state: {layout.app_state}, which belongs to {owner}")
     return found + [
         f"{path}, which another site names"
         for path in _certificates(layout)
@@ -341,17 +404,28 @@ def _spared(layout: Layout, app: App) -> list[str]:
     ]
 
 
+def _state_of_another(layout: Layout, app: App) -> str:
+    """Who owns the folder of an app's state, if that is not the app: then somebody else had it first."""
+    if not layout.app_state.exists():
+        return ""
+    owner = layout.app_state.stat().st_uid
+    try:
+        return "" if pwd.getpwnam(app.user).pw_uid == owner else f"uid {owner}"
+    except KeyError:
+        return f"uid {owner}"
+
+
 def _without(deleted: list[str], kept: list[str]) -> list[str]:
     return [each for each in deleted if not any(reason.startswith(each) for reason in kept)]
 
 
-def _drop_database(layout: Layout, app: App, say: Say) -> None:
-    db = app.database
-    if db is None or db.placement != "local" or _shared_with(layout, db.name):
-        return
-    say(f"dropping the database {db.name} ...")
-    roles = {*db.app_roles, *(f"{db.name}_{suffix}" for suffix in ("migrate", "rw", "owner"))}
-    database.drop(db.name, sorted(roles))
+def _drop_databases(layout: Layout, app: App, say: Say) -> None:
+    for name, db in _databases(layout, app).items():
+        if _shared_with(layout, name):
+            continue
+        say(f"dropping the database {name} ...")
+        roles = {*db.app_roles, *(f"{name}_{suffix}" for suffix in ("migrate", "rw", "owner"))}
+        database.drop(name, sorted(roles))
 
 
 def _is_named(layout: Layout, path: Path) -> bool:

@@ -86,7 +86,7 @@ def prepare(layout: Layout, slot: str, release: str, secrets: int) -> None:
         drop_in.parent.mkdir(mode=0o755, exist_ok=True)
         write_atomically(drop_in, body, 0o644)
         changed = True
-    if changed:
+    if changed or systemd.is_behind(layout.service(slot), *layout.command_units(slot)):
         systemd.daemon_reload()
 
 

@@ -165,6 +165,18 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
         last = next(tried, None)
         return last if last and last.outcome != "live" else None
 
+    def live_since(self, at: datetime) -> set[str]:
+        """The releases that had the traffic at a time or later, as far as the history goes."""
+        found: set[str] = set()
+        for entry in reversed(self.history):
+            if entry.action in MODES or entry.outcome not in ("live", "rolled back"):
+                continue
+            found.add(entry.release)
+            # The verdict comes after the traffic.
+            if entry.outcome == "live" and datetime.fromisoformat(entry.at) < at:
+                break
+        return found
+
     def proven(self) -> set[str]:
         """The releases that passed their watch, but for those that an operator has gone back from since."""
         found: set[str] = set()

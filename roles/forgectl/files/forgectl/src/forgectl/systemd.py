@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from forgectl.errors import ForgeError
@@ -16,6 +17,8 @@ WAIT_SECONDS = 0.2
 LINE_START, LINE_END = 200, 500
 # What a credential begins with that the host's key alone opens (CRED_AES256_GCM_BY_HOST of systemd's creds-util.h).
 BY_HOST = bytes.fromhex("5a1c6a86df9d4096b1d5a65e0862f19a")
+# Of the memory that nobody uses, what a build may take.
+BUILD_SHARE = 0.75
 UNIT_PROPERTIES = ("ActiveState", "SubState", "Result", "NRestarts", "Job", "ExecMainStatus", "MainPID")
 
 
@@ -37,6 +40,11 @@ def run(*command: str, data: bytes | None = None) -> bytes:
 
 def daemon_reload() -> None:
     run("systemctl", "daemon-reload")
+
+
+def is_behind(*units: str) -> bool:
+    """Whether systemd has one of these units as it was before its files changed: a reload failed, or never came."""
+    return b"yes" in run("systemctl", "show", "--value", "--property", "NeedDaemonReload", *units).split()
 
 
 def start(*units: str, block: bool = True) -> None:
@@ -71,6 +79,18 @@ def is_wanted(unit: str) -> bool:
     return found["ActiveState"] in ("active", "activating") or found["Job"] != "0"
 
 
+def is_up(unit: str) -> bool:
+    """Whether something of a unit runs, if only its end."""
+    return show(unit)["ActiveState"] in ("activating", "active", "reloading", "deactivating")
+
+
+def started(unit: str) -> datetime:
+    """When the process of a unit that runs was started."""
+    name = "ExecMainStartTimestampMonotonic"
+    ago = time.clock_gettime(time.CLOCK_MONOTONIC) - int(properties(unit, name)[name] or 0) / 1e6
+    return datetime.now(UTC) - timedelta(seconds=ago)
+
+
 def set_weight(unit: str, weight: int) -> None:
     """Give a unit a share of the CPU, 1 to 10000 where 100 is usual, until the next boot."""
     run("systemctl", "set-property", "--runtime", unit, f"CPUWeight={weight}")
@@ -89,6 +109,14 @@ def memory(unit: str) -> int:
                 match = re.search(r"^Pss_Anon:\s+(\d+) kB$", (process / "smaps_rollup").read_text(), re.MULTILINE)
                 total += int(match[1]) * 1024 if match else 0
     return total
+
+
+def memory_available(root: Path = Path("/")) -> int:
+    """The bytes of memory that this host can give without taking them from anyone (proc_meminfo(5))."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB$", (root / "proc/meminfo").read_text(), re.MULTILINE)
+    if match is None:
+        raise ForgeError("expected MemAvailable in /proc/meminfo; found none; report this")
+    return int(match[1]) * 1024
 
 
 def memory_limit(unit: str) -> int:
@@ -196,12 +224,16 @@ def run_sandboxed(
     unit: str,
     user: str,
     writable: Sequence[Path],
+    hidden: Sequence[Path],
     environment: Mapping[str, str],
     environment_file: Path,
 ) -> None:
     """Run a command as `user` in the transient unit `unit` that may write only to `writable`.
 
-    It ends with the caller; one that outlived a killed caller is stopped first.
+    Of what is below `hidden`, it sees nothing else.
+
+    What serves goes before it: in CPU time, and in memory, of which it may have most of what nobody uses. It ends with
+    the caller; one that outlived a killed caller is stopped first.
 
     Raises:
         ForgeError: it failed; the message holds its own last lines.
@@ -214,9 +246,15 @@ def run_sandboxed(
         "NoNewPrivileges": "yes",
         "CapabilityBoundingSet": "",
         "RestrictSUIDSGID": "yes",
-        "ReadWritePaths": " ".join(map(str, writable)),
+        "TemporaryFileSystem": " ".join(f"{folder}:ro" for folder in hidden),
+        "BindPaths": " ".join(map(str, writable)),
         "UMask": "0022",
-        "Nice": "10",
+        # A nice value counts among the processes of a unit alone.
+        "CPUWeight": "10",
+        "IOWeight": "10",
+        "MemoryMax": str(int(memory_available() * BUILD_SHARE)),
+        "OOMScoreAdjust": "1000",
+        "TasksMax": "1024",
         "RuntimeMaxSec": "15min",
     }
     if environment_file.exists():

@@ -34,7 +34,7 @@ def build(layout: Layout, lock: Path, group: int) -> str:
     """Build the environment of a lock unless it is there, and return its name.
 
     The build runs as a user of its own in a sandbox, with a cache for each app: what one app's packages run while they
-    are built reaches neither the host nor another app.
+    are built reaches neither the host nor another app's code, environments and cache.
 
     Raises:
         Refused: the lock cannot be installed.
@@ -69,6 +69,8 @@ def build(layout: Layout, lock: Path, group: int) -> str:
                 unit=f"forge-build-{layout.name}.service",
                 user=BUILD_USER,
                 writable=[folder, layout.cache],
+                # All builds are one user's.
+                hidden=[layout.home.parent, layout.cache.parent],
                 environment={
                     "HOME": str(layout.cache),
                     "UV_CACHE_DIR": str(layout.cache),
@@ -81,8 +83,8 @@ def build(layout: Layout, lock: Path, group: int) -> str:
         except ForgeError as error:
             raise Refused(
                 f"expected to install the lock {lock.name}; found: {error}\nwrite the lock anew with hashes "
-                "(uv pip compile --generate-hashes), name the Debian packages that a build lacks in build_packages, or "
-                "check the package index of this host"
+                "(uv pip compile --generate-hashes), name the Debian packages that a build lacks in build_packages and "
+                "run site.yml, which installs them, or check the package index of this host"
             ) from error
         shutil.rmtree(folder / RESERVED, ignore_errors=True)
         seal(folder, group)
