@@ -9,9 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import hvac
 import pytest
-from forge_apps import SOURCES, browser
+from forge_apps import SOURCES, browser, run_inside
 from forge_events import Ledger, append, event, ledger, say, site
+from forge_public import EMAIL, MAKE_RASTER, PASSWORD, RASTER, said
+from forge_scenario import secrets_at
 from testinfra.host import Host
 
 __all__ = ["event", "ledger", "say", "site"]
@@ -49,3 +52,59 @@ def source(tmp_path: Path) -> Path:
     copy = Path(shutil.copytree(SOURCES / "plain", tmp_path / "plain"))
     append(copy / "main.py", f"VARIANT = {time.time()}\n")
     return copy
+
+
+@pytest.fixture(scope="session")
+def raster() -> Callable[[Host], str]:
+    """Make what titiler shall serve, in its state folder, with the GDAL that it came with."""
+    made: list[str] = []
+
+    def make(host: Host) -> str:
+        if not made:
+            run_inside(host, "titiler", "-c", MAKE_RASTER, RASTER)
+            made.append(RASTER)
+        return RASTER
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def administrator(vault: hvac.Client) -> Callable[[Host], dict[str, str]]:
+    """Log in at fractal as its first user, whom its own command makes, as its documentation asks for."""
+    headers: dict[str, str] = {}
+
+    def log_in(host: Host) -> dict[str, str]:
+        if not headers:
+            kept = secrets_at(vault, "forge/fractal/app")
+            run_inside(
+                host,
+                "fractal",
+                *("-m", "fractal_server", "init-db-data"),
+                *("--admin-email", EMAIL, "--admin-pwd", PASSWORD, "--admin-project-dir", "/var/lib/fractal"),
+                LANG="C.UTF-8",
+                JWT_SECRET_KEY=kept["signing_key"],
+                POSTGRES_HOST="/var/run/postgresql",
+                POSTGRES_DB="fractal",
+                POSTGRES_USER=kept["database_user"],
+                POSTGRES_PASSWORD=kept["database_password"],
+            )
+            with browser(host, "fractal") as client:
+                answer = client.post("/auth/token/login/", data={"username": EMAIL, "password": PASSWORD})
+                headers["authorization"] = f"Bearer {answer.raise_for_status().json()['access_token']}"
+        return headers
+
+    return log_in
+
+
+@pytest.fixture(scope="session")
+def tracker() -> Callable[[Host], dict[str, str]]:
+    """Log in at timetagger."""
+    headers: dict[str, str] = {}
+
+    def log_in(host: Host) -> dict[str, str]:
+        if not headers:
+            with browser(host, "timetagger") as client:
+                headers["authtoken"] = said(client, PASSWORD).raise_for_status().json()["token"]
+        return headers
+
+    return log_in
