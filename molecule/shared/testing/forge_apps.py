@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from forge_events import answer, forgectl
+from forge_events import answer, forgectl, upload
 from forge_scenario import ToHost, main_pid, playbook, until
 from forge_wire import address, trust
 from testinfra.host import Host
@@ -84,6 +84,14 @@ def deployed(*arguments: str, only: str, apps: dict[str, Any] | None = None) -> 
     run = playbook("--extra-vars", json.dumps(variables), *arguments, name="playbooks/deploy.yml", before=["nice"])
     assert run.returncode == 0, run.stdout
     return " ".join(run.stdout.split())
+
+
+def archive(source: Path) -> str:
+    """Put a changed source of `plain` on the host, with the lock that goes along; returns where it lies there."""
+    lock = source / ".forge" / "requirements.txt"
+    lock.parent.mkdir(exist_ok=True)
+    lock.write_text((LOCKS / "plain.txt").read_text())
+    return upload(source)
 
 
 def beats(host: Host) -> dict[str, int]:
