@@ -13,7 +13,7 @@ import hvac
 import pytest
 from forge_apps import SOURCES, browser, run_inside
 from forge_events import Ledger, append, event, ledger, say, site
-from forge_public import EMAIL, MAKE_RASTER, PASSWORD, RASTER, said
+from forge_public import EMAIL, MAKE_RASTER, PASSWORD, RASTER, said, work
 from forge_scenario import secrets_at
 from testinfra.host import Host
 
@@ -91,6 +91,8 @@ def administrator(vault: hvac.Client) -> Callable[[Host], dict[str, str]]:
             with browser(host, "fractal") as client:
                 answer = client.post("/auth/token/login/", data={"username": EMAIL, "password": PASSWORD})
                 headers["authorization"] = f"Bearer {answer.raise_for_status().json()['access_token']}"
+                # What it is asked for under load.
+                client.post("/auth/group/", json={"name": f"group {time.time()}"}, headers=headers).raise_for_status()
         return headers
 
     return log_in
@@ -105,6 +107,8 @@ def tracker() -> Callable[[Host], dict[str, str]]:
         if not headers:
             with browser(host, "timetagger") as client:
                 headers["authtoken"] = said(client, PASSWORD).raise_for_status().json()["token"]
+                # What it is asked for under load.
+                client.put("/timetagger/api/v2/records", json=[work("key0")], headers=headers).raise_for_status()
         return headers
 
     return log_in

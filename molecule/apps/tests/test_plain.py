@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from forge_apps import archive, entries, live_unit, state
+from forge_apps import archive, entries, live_unit, settled, state
 from forge_events import answer, append, forgectl
 from forge_scenario import cgroup_value, show, until
 from forge_wire import address, exchange, tls, trust
@@ -60,6 +60,8 @@ def test_status_says_that_nobody_asks_the_app(host: Host, source: Path) -> None:
     append(source / "main.py", "AGAIN = 1\n")
     result = answer(forgectl(host, "release", NAME, "--archive", archive(source), "--json"))
     assert any("no readiness path" in line for line in result["report"])
+    answer(forgectl(host, "rollback", NAME, "--json"))
+    settled(host, NAME)
 
 
 def test_every_worker_answers_for_itself(host: Host, plain: httpx.Client) -> None:
