@@ -26,12 +26,12 @@ class Page:
     status: int = 200
 
     def __post_init__(self) -> None:
-        """Refuse what every answer holds.
+        """Refuse a page whose status alone would be judged, where that is the one that all have.
 
         Raises:
             ValueError: there is nothing to look for.
         """
-        if not self.part:
+        if self.status == 200 and not self.part:
             raise ValueError(f"expected a part of the answer to {self.target}; found none")
 
 
