@@ -171,3 +171,20 @@ def test_locks_of_other_tools(host: Host, tmp_path: Path, kind: str) -> None:
             assert client.get("/").json()["greeting"] == "hello"
     finally:
         deployed(only="plain")
+
+
+@pytest.mark.exhaustive
+def test_a_package_with_an_extra_and_a_callable_that_is_made(host: Host) -> None:
+    """A requirement as pip writes it, and an expression as Gunicorn takes it."""
+    apps = entries(host)
+    apps["httpbin"] |= {"source": "fastapi[all]==0.140.0", "module": "fastapi:FastAPI(title='from the index')"}
+    kept = (LOCKS / "httpbin.txt").read_text()
+    deployed(only="httpbin", apps=apps)
+    try:
+        found = record(host, "httpbin")["source"]
+        assert (found["name"], found["version"]) == ("fastapi", "0.140.0")
+        with browser(host, "httpbin") as client:
+            assert client.get("/openapi.json").json()["info"]["title"] == "from the index"
+    finally:
+        (LOCKS / "httpbin.txt").write_text(kept)
+        deployed(only="httpbin")
