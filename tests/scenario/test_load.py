@@ -99,6 +99,12 @@ def test_pages_are_judged(files: tuple[Path, Path], number: int, status: int, bo
     assert PageLoad("127.0.0.1", DOMAIN, files[0], PAGES, rate=1)._judge(request) == outcome
 
 
+def test_a_page_says_what_it_holds() -> None:
+    """Or no answer with the usual status would be a wrong one."""
+    with pytest.raises(ValueError, match="/any; found none"):
+        Page("/any", b"")
+
+
 def test_pages_are_asked_for_in_turn(files: tuple[Path, Path]) -> None:
     """With the headers of each beside those of all."""
     load = PageLoad("127.0.0.1", DOMAIN, files[0], PAGES, rate=1)

@@ -8,44 +8,13 @@ import pytest
 import yaml
 from forge.inspection.entry import FILL_IN
 from forge_runbook import Place, Runbooks
-
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = "bring-your-app"
-# An app that knows nothing of the platform.
-SHOP = {
-    "pyproject.toml": '[project]\nname = "shop"\nversion = "1"\ndependencies = ["fastapi"]\n',
-    "shop/__init__.py": "",
-    "shop/main.py": """import os
-
-from fastapi import FastAPI
-
-KEY = os.environ["SIGNING_KEY"]
-app = FastAPI()
-
-
-@app.get("/healthz")
-def healthz() -> dict[str, str]:
-    return {"status": "ok"}
-""",
-}
+from forge_shop import PAGE, ROOT, SHOP, control
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Runbooks:
     """The page, on a control machine with the app beside the project."""
-    for name, content in SHOP.items():
-        file = tmp_path / "shop" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(content)
-    project = tmp_path / "project"
-    project.mkdir()
-    for name in (".venv", "Makefile", "plugins", "roles", "scripts/forgectl", "scripts/new_app.py"):
-        (project / name).parent.mkdir(exist_ok=True)
-        (project / name).symlink_to(ROOT / name)
-    # The environment is there, or this would not run.
-    for name in ("venv", "packages"):
-        (project / "scripts" / name).write_text("#!/bin/sh\n")
-        (project / "scripts" / name).chmod(0o755)
+    project = control(tmp_path)
     return Runbooks(ROOT / "docs", {"control": Place(("bash", "-euc"), project)})
 
 

@@ -20,10 +20,19 @@ class Page:
     target: str
     """Path and query."""
     part: bytes
-    """What the answer holds."""
+    """What the answer holds, and a wrong one does not."""
     headers: tuple[tuple[str, str], ...] = ()
     """Beside those of every request; names in lower case, as HTTP/2 has them."""
     status: int = 200
+
+    def __post_init__(self) -> None:
+        """Refuse a page whose status alone would be judged, where that is the one that all have.
+
+        Raises:
+            ValueError: there is nothing to look for.
+        """
+        if self.status == 200 and not self.part:
+            raise ValueError(f"expected a part of the answer to {self.target}; found none")
 
 
 class PageLoad(Load):

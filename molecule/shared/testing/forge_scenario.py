@@ -20,7 +20,15 @@ from testinfra.host import Host
 
 # Their assertions say what they found, as those of the tests do.
 pytest.register_assert_rewrite(
-    "forge_access", "forge_acme", "forge_events", "forge_runbook", "forge_search", "forge_traces", "forge_vault"
+    "forge_access",
+    "forge_acme",
+    "forge_apps",
+    "forge_events",
+    "forge_public",
+    "forge_runbook",
+    "forge_search",
+    "forge_traces",
+    "forge_vault",
 )
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])

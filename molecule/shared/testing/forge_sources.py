@@ -6,56 +6,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import tomllib
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[3]
 UV = Path(sys.executable).parent / "uv"
-SHOP = """
-from importlib.metadata import PackageNotFoundError, version
-
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse
-from starlette.routing import Route
-
-
-async def answer(request):
-    try:
-        return JSONResponse({"version": version("shop")})
-    except PackageNotFoundError:
-        return JSONResponse({"version": "not installed"})
-
-
-app = Starlette(routes=[Route(path, answer) for path in ("/", "/health", "/ready")])
-"""
-MANIFEST = """
-[project]
-name = "{name}"
-version = "{version}"
-requires-python = ">=3.11"
-dependencies = ["starlette>=0.40,<2"]
-
-[build-system]
-requires = ["setuptools>=77"]
-build-backend = "setuptools.build_meta"
-
-[tool.setuptools]
-{tool}
-"""
-NATIVE_TOOL = 'py-modules = ["native"]\next-modules = [{name = "_native", sources = ["native.c"]}]'
-NATIVE = SHOP.replace(
-    '{"version": version("shop")}', '{"version": version("native"), "from_c": _native.answer()}'
-).replace("from starlette.app", "import _native\nfrom starlette.app", 1)
-C = """
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-static PyObject *answer(PyObject *self, PyObject *arguments) { return PyLong_FromLong(42); }
-static PyMethodDef methods[] = {{"answer", answer, METH_NOARGS, ""}, {NULL, NULL, 0, NULL}};
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "", -1, methods};
-PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&module); }
-"""
+SAMPLES = PROJECT / "molecule" / "apps"
+WHEELS = ("httpbinx==1.13.0", "httpbinx==1.13.1")
+SDIST = "rogue-1.0"
 
 OF_POETRY = "# Made by hand, from what uv locked.\n\n"
 OF_PDM = """
@@ -82,26 +40,6 @@ def commit(folder: Path, message: str) -> str:
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", f"--message={message}")
     return git(folder, "rev-parse", "HEAD")
-
-
-def project(folder: Path, version: str, name: str = "shop") -> Path:
-    """Write a project of one module."""
-    native = name == "native"
-    folder.mkdir(parents=True)
-    (folder / f"{name}.py").write_text(NATIVE if native else SHOP)
-    tool = NATIVE_TOOL if native else f'py-modules = ["{name}"]'
-    (folder / "pyproject.toml").write_text(MANIFEST.format(name=name, version=version, tool=tool))
-    if native:
-        (folder / "native.c").write_text(C)
-    return folder
-
-
-def wheel(folder: Path, version: str) -> Path:
-    """Build a wheel of the project."""
-    with tempfile.TemporaryDirectory() as name:
-        made = project(Path(name) / "project", version)
-        subprocess.run([UV, "build", "--quiet", "--wheel", "--out-dir", folder, made], check=True)
-    return folder / f"shop-{version}-py3-none-any.whl"
 
 
 def relock(folder: Path, kind: str) -> None:
@@ -140,12 +78,16 @@ def main() -> None:
     git(repository, "init", "--quiet", "--initial-branch=main")
     commit(repository, "first")
     git(repository, "tag", "v1")
-    subprocess.run([UV, "lock", "--quiet"], cwd=project(folder / "folder", "1.0"), check=True)
-    wheel(folder, "1.0")
-    project(folder / "native-1.0", "1.0", "native")
-    subprocess.run([UV, "build", "--quiet", "--sdist", "--out-dir", folder, folder / "native-1.0"], check=True)
-    with tarfile.open(folder / "native-1.0.tar.gz") as archive:
-        archive.getmember("native-1.0/native.c")
+    for name in ("plain", "rogue"):
+        shutil.copytree(SAMPLES / name, folder / name, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    subprocess.run([UV, "lock", "--quiet"], cwd=folder / "plain", check=True)
+    # Each for itself: pip would look for one version of both.
+    for wheel in WHEELS:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"--dest={folder}", wheel]
+        subprocess.run(command, check=True)
+    subprocess.run([UV, "build", "--quiet", "--sdist", f"--out-dir={folder}", folder / "rogue"], check=True)
+    with tarfile.open(folder / f"{SDIST}.tar.gz") as archive:
+        archive.getmember(f"{SDIST}/rogue.c")
 
 
 if __name__ == "__main__":

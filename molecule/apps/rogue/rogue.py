@@ -14,9 +14,11 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import _rogue  # type: ignore[import-not-found]
 import asyncpg
 
 SPIN = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nwhile time.monotonic() < end: pass"
@@ -168,7 +170,7 @@ async def app(scope: dict[str, Any], receive: Callable[[], Any], send: Callable[
         if not message.get("more_body"):
             break
     name = scope["path"].strip("/")
-    answer: Any = {}
+    answer: Any = {"version": version("rogue"), "from_c": _rogue.answer()}
     if name == "try":
         answer = await attempt(json.loads(body))
     elif name in HARMS:

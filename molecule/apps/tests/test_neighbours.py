@@ -12,6 +12,7 @@ from pathlib import Path
 import forge_load
 import httpx
 import pytest
+from forge_apps import live_unit
 from forge_load import percentile
 from forge_scenario import Status, main_pid, until
 from testinfra.host import Host
@@ -25,23 +26,18 @@ FLOOR_MS = 10.0
 """Where latencies are so short that the clock of a shared machine decides, they count as this."""
 
 
-def rogue_unit(host: Host) -> str:
-    """The live slot of the app that misbehaves."""
-    slot = host.check_output("basename $(readlink /run/rogue/live.sock) .sock")
-    return f"rogue@{slot}.service"
-
-
 @pytest.fixture
 def harmed(site: tuple[str, str, Path], rogue: httpx.Client) -> Callable[[str, int], tuple[forge_load.Result, float]]:
     """Load on one app, by turns quietly and while the other does harm: nothing fails. The ratio of both p99."""
 
     def around(harm: str, turns: int) -> tuple[forge_load.Result, float]:
+        seconds = QUIET_SECONDS if turns > 1 else SETTLE_SECONDS
         quiet, noisy = [], []
         with forge_load.running(*site, rate=RATE, clients=8, extras=False) as load:
             time.sleep(SETTLE_SECONDS)
             for _ in range(turns):
                 began = time.time()
-                time.sleep(QUIET_SECONDS)
+                time.sleep(seconds)
                 quiet.append((began, time.time()))
                 rogue.post(f"/{harm}", content=str(HARM_SECONDS))
                 began = time.time()
@@ -84,7 +80,9 @@ def test_a_leak_costs_the_leaking_worker(
     harmed("leak", 1)
     assert host.check_output("pgrep --parent %s", str(main_pid(host, unit))) == workers
     until(lambda: rogue.get("/ready").status_code == 200, 30)
-    said = host.check_output("journalctl --no-pager --output=cat --since=@%s --unit=%s", since, rogue_unit(host))
+    said = host.check_output(
+        "journalctl --no-pager --output=cat --since=@%s --unit=%s", since, live_unit(host, "rogue")
+    )
     assert "SIGKILL" in said or "oom" in said.lower(), said
 
 
@@ -104,4 +102,4 @@ def test_a_flood_costs_no_line_of_another_app(
     until(logged, 20, every=1)
     dropped = host.check_output("journalctl --no-pager --output=cat --since=@%s _COMM=systemd-journal", since)
     suppressed = re.findall(r"Suppressed (\d+) messages from (\S+)", dropped)
-    assert {name for _, name in suppressed} <= {rogue_unit(host)}
+    assert {name for _, name in suppressed} <= {live_unit(host, "rogue")}

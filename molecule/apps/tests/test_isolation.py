@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from forge_apps import run_inside
 from forge_scenario import Status, main_pid, show
 from testinfra.host import Host
 
@@ -17,6 +18,11 @@ def attempt(rogue: httpx.Client, tries: Tries) -> dict[str, str]:
     return dict(answer.json())
 
 
+def own_code(host: Host) -> str:
+    """The file of the rogue's own program, in its environment."""
+    return run_inside(host, "rogue", "-c", "import rogue; print(rogue.__file__)").strip()
+
+
 @pytest.fixture
 def victim(host: Host, status: Status) -> dict[str, str]:
     """Names of what the other app has."""
@@ -28,12 +34,11 @@ def victim(host: Host, status: Status) -> dict[str, str]:
 
 def test_what_it_needs_it_has(host: Host, rogue: httpx.Client) -> None:
     """Or else the tests below would show nothing."""
-    own = host.check_output("readlink /srv/rogue/slots/$(basename $(readlink /run/rogue/live.sock) .sock)")
     tries: Tries = [
         ["write", "/var/lib/rogue/mark"],
         ["read", "/var/lib/rogue/mark"],
         ["remove", "/var/lib/rogue/mark"],
-        ["read", f"/srv/rogue/slots/{own}/source/rogue.py"],
+        ["read", own_code(host)],
         ["read", "/proc/self/environ"],
         ["login", "/var/run/postgresql rogue_app rogue"],
         ["login", "127.0.0.1 rogue_app rogue"],
@@ -72,7 +77,7 @@ def test_it_reads_nothing_of_another_app(host: Host, rogue: httpx.Client, victim
 
 def test_it_changes_nothing_of_another_app(host: Host, rogue: httpx.Client, victim: dict[str, str]) -> None:
     """Nor of its own release; and no process or unit of another."""
-    own = host.check_output("readlink -f /srv/rogue/slots/$(basename $(readlink /run/rogue/live.sock) .sock)")
+    own = own_code(host)
     tries: Tries = [
         *(
             ["write", path]
@@ -81,7 +86,7 @@ def test_it_changes_nothing_of_another_app(host: Host, rogue: httpx.Client, vict
                 "/run/inbox/x",
                 "/run/rogue/x",
                 "/srv/inbox/x",
-                f"{own}/source/rogue.py",
+                own,
                 "/var/log/nginx/rogue.json",
                 "/etc/forge/apps/rogue.toml",
             )
@@ -109,17 +114,17 @@ def test_it_reads_no_line_of_another_app(host: Host, rogue: httpx.Client, victim
 
 def test_it_gets_into_no_other_database(rogue: httpx.Client) -> None:
     """As no role, over neither way; and sees nothing of what the others ask theirs."""
-    roles = ("inbox_app", "inbox_app_2", "inbox_migrate", "inbox_owner", "second_app", "rogue_app", "postgres")
+    roles = ("inbox_app", "inbox_app_2", "inbox_migrate", "inbox_owner", "fractal_app", "rogue_app", "postgres")
     places = ("/var/run/postgresql", "127.0.0.1")
     tries: Tries = [
         ["login", f"{place} {role} {database}"]
         for place in places
         for role in roles
-        for database in ("inbox", "second", "postgres", "template1")
+        for database in ("inbox", "fractal", "postgres", "template1")
     ]
     assert attempt(rogue, tries) == {}
     (seen,) = attempt(
-        rogue, [["query", "SELECT DISTINCT query FROM pg_stat_activity WHERE datname IN ('inbox', 'second')"]]
+        rogue, [["query", "SELECT DISTINCT query FROM pg_stat_activity WHERE datname IN ('inbox', 'fractal')"]]
     ).values()
     assert seen in ("[]", "[<Record query='<insufficient privilege>'>]")
     assert (
