@@ -240,7 +240,7 @@ def unnoticed(host: Host, steady: Steady, say: Callable[[str], None], status: St
         time.sleep(1)
         seconds, failed = happening.ended - happening.began, happening.failed
         say(f"{name:44} {seconds:6.1f} s, {len(failed)} of {len(happening.inside)} failed")
-        assert failed == []
+        assert failed == [], [each._asdict() for each in failed[:5]]
         assert steady.cut() == cut
         assert happening.paced > 0.95 * STEADY_RATE * seconds - 5, "the load stood still"
         assert nginx_workers(host) == before
