@@ -269,6 +269,10 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
             "give the app two endpoints; or, where it has but this one, set health_path to an empty string",
         ),
     ),
+    "metrics at the root": (
+        app(metrics_path="/"),
+        ("apps.shop.metrics_path", "a path of its own", "/, which is all of the app", "correct it"),
+    ),
     "database without a secret": (
         app(secrets=None, database={}),
         ("apps.shop.secrets", "since the app has a database", "it is not set", "map a variable to the key"),
@@ -592,6 +596,7 @@ ACCEPTED: dict[str, Change] = {
             "report": {"command": ["report", "--all"], "schedule": "*-*-* 03:00:00"},
         }
     ),
+    "nothing is released": {"preflight_sources": False, **app(source="git+https://nowhere.example.com/shop.git@main")},
     "one path for both": app(health_path="", ready_path="/health"),
     "bound secret ids": {"secrets_bound_cidrs": ["192.0.2.10/32", "2001:DB8::/64"], "secrets_retry_seconds": 59},
     "ACME server": acme(email="ops@example.com", ca_file=CERTIFICATE),

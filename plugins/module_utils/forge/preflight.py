@@ -84,6 +84,7 @@ class Settings:
     connections_exporter: int
     connections_reserved: int
     external_max_connections: int
+    sources: bool
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,9 @@ def examine(inventory: Inventory, probe: Mapping[str, Any] | None, settings: Set
             specs.get("nginx", {}), inventory.raw, inventory.values, entries, inventory.roles, inventory.read
         )
     target = lock.Target(probe["python_version"], probe["architecture"]) if probe else None
-    bundles = {name: _bundle(name, entry, inventory, target) for name, entry in entries.items()}
+    bundles = {
+        name: _bundle(name, entry, inventory, target) if settings.sources else Bundle() for name, entry in entries.items()
+    }
     for each in bundles.values():
         outcome.problems += each.problems
         outcome.warnings += each.warnings
@@ -290,6 +293,9 @@ def _entry(name: str, entry: Mapping[str, Any]) -> list[Problem]:
     for option, path in paths.items():
         if isinstance(path, str) and path and not path.startswith("/"):
             problems.append(Problem(f"{where}.{option}", "a path that starts with /", path, f"write /{path}"))
+    if paths["metrics_path"] == "/":
+        expected = "a path of its own, since nobody outside gets what is there; or an empty string for none"
+        problems.append(Problem(f"{where}.metrics_path", expected, "/, which is all of the app", "correct it"))
     if paths["health_path"] and paths["health_path"] == paths["ready_path"]:
         problems.append(
             Problem(
