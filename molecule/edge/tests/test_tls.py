@@ -91,9 +91,10 @@ def test_http3(host: Host, client: httpx.Client) -> None:
         assert "changed=0" in refused.stdout
         return
     assert answer.headers["alt-svc"] == 'h3=":443"; ma=3600'
-    # A worker that leaves after a reload still gets a share of the packets, and takes no new request.
+    # A worker that leaves after a reload still gets a share of the packets, and takes no new request: clients ask again.
     until(lambda: not host.run("pgrep --full '^nginx: worker process is shutting down'").stdout, 120, every=0.5)
     ask = f"curl --silent --show-error --insecure --http3-only --resolve {DOMAIN}:443:127.0.0.1"
+    ask += " --retry 3 --retry-all-errors"
     said = host.check_output(f"{ask} --write-out '%{{http_version}} %{{http_code}}' https://{DOMAIN}/health")
     assert said.endswith("3 200"), said
     metrics = f"{ask} --output /dev/null --write-out '%{{http_code}}' https://{DOMAIN}/no-such-page"
