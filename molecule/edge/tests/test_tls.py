@@ -91,7 +91,7 @@ def test_http3(host: Host, client: httpx.Client) -> None:
         assert "changed=0" in refused.stdout
         return
     assert answer.headers["alt-svc"] == 'h3=":443"; ma=3600'
-    # A worker that leaves after a reload still gets a share of the packets, and takes no new request: clients ask again.
+    # A worker that leaves after a reload still gets a share of the packets, and takes no new request: ask again.
     until(lambda: not host.run("pgrep --full '^nginx: worker process is shutting down'").stdout, 120, every=0.5)
     ask = f"curl --silent --show-error --insecure --http3-only --resolve {DOMAIN}:443:127.0.0.1"
     ask += " --retry 3 --retry-all-errors"

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from forge_events import (
     DRAINED,
+    NGINX_AWAY,
     EventContext,
     answer,
     append,
@@ -114,7 +115,7 @@ def test_load_sees_what_fails(
     late = {(record.kind, record.protocol) for record in impatient.result.failed if record.outcome == "timeout"}
     assert late == KINDS, impatient.result.counts()
     with event("control: Nginx stopped", strict=False) as control:
-        host.check_output("systemctl stop nginx && sleep 2 && systemctl start nginx")
+        host.check_output(NGINX_AWAY)
     cut = {record for record in control.result.failed if record.outcome in ("refused", "reset", "truncated")}
     assert {(record.kind, record.protocol) for record in cut} >= KINDS, control.result.counts()
     assert {follower.cut > 0 for follower in control.result.followers.values()} == {True}
@@ -168,6 +169,7 @@ def test_deploy_and_rollback(event: EventContext, host: Host, status: Status, so
     assert_one_live(host, status, new)
 
 
+@pytest.mark.exhaustive
 def test_site_with_nothing_to_change(event: EventContext, host: Host, status: Status) -> None:
     """Provisioning again restarts nothing; it goes back to the inventory's source first, which is a deploy."""
     with event("site.yml with the inventory's source"):
@@ -306,6 +308,7 @@ def test_changed_setting_of_nginx(event: EventContext, host: Host, client: httpx
     assert served[1] != served[0]
 
 
+@pytest.mark.exhaustive
 def test_replaced_certificate(event: EventContext, host: Host) -> None:
     """It is served at once."""
     command = "openssl s_client -connect localhost:443 -servername inbox.example.com </dev/null 2>/dev/null"

@@ -198,6 +198,7 @@ def test_tampered_release(event: EventContext, host: Host, status: Status, sourc
     assert_one_live(host, status, old)
 
 
+@pytest.mark.exhaustive
 def test_slot_that_cannot_bind(event: EventContext, host: Host, status: Status, source: Path) -> None:
     """Something is in the way of the idle slot's socket: the release fails and says so; without it, it works."""
     before = status()["live"]

@@ -11,6 +11,7 @@ from typing import Any
 import hvac
 import pytest
 from forge_events import (
+    NGINX_AWAY,
     Provisioning,
     Unnoticed,
     answer,
@@ -86,7 +87,7 @@ def roles(host: Host) -> set[str]:
 def test_load_sees_what_fails(unnoticed: Unnoticed, host: Host) -> None:
     """The control: without Nginx for a moment, somebody notices."""
     with pytest.raises(AssertionError), unnoticed("control: Nginx stopped"):
-        host.check_output("systemctl stop nginx && sleep 1 && systemctl start nginx")
+        host.check_output(NGINX_AWAY)
 
 
 def test_database_password(unnoticed: Unnoticed, host: Host, vault: hvac.Client, status: Status, source: Path) -> None:

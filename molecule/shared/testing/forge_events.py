@@ -32,6 +32,8 @@ STEADY_RATE = 50.0
 """Requests a second of a load that runs beside all tests of a module."""
 DRAINED = 60.0
 """Seconds within which a cutover has its verdict and the slot that lost has stopped."""
+NGINX_AWAY = "systemctl kill --signal=TERM nginx && systemctl stop nginx && sleep 2 && systemctl start nginx"
+"""Cuts off every client for a moment; stopped in good order, it would answer for half a minute yet."""
 
 
 # Runs a command, and kills it with SIGKILL some time after it said something; prints how it ended, and what it said.

@@ -140,7 +140,8 @@ def examine(inventory: Inventory, probe: Mapping[str, Any] | None, settings: Set
         )
     target = lock.Target(probe["python_version"], probe["architecture"]) if probe else None
     bundles = {
-        name: _bundle(name, entry, inventory, target) if settings.sources else Bundle() for name, entry in entries.items()
+        name: _bundle(name, entry, inventory, target) if settings.sources else Bundle()
+        for name, entry in entries.items()
     }
     for each in bundles.values():
         outcome.problems += each.problems
