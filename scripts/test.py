@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".cache" / "test"
 DISTRIBUTIONS = ("bookworm", "trixie")
 NEWEST = "trixie"
-ALONE = ("release",)
-"""Scenarios that need the machine to themselves."""
-ALONE_IN_FULL = (*ALONE, "secrets", "apps")
-"""Those that do with their exhaustive tests, which count seconds or compare latencies."""
-FIRST_LANE = ("default", "secrets", "certificates", "alternative")
+ALONE = ("secrets", "release")
+"""Scenarios that need the machine to themselves: no request may fail while they move the traffic again and again."""
+ALONE_IN_FULL = (*ALONE, "apps")
+"""Those that do with their exhaustive tests, which compare latencies."""
+FIRST_LANE = ("default", "certificates", "alternative")
 """The rest is the second lane. Hosts have the same names on every distribution, so a scenario is in one of them."""
 # The last line of a pytest run, such as "== 2 failed, 31 passed in 4.05s ==".
 SUMMARY = re.compile(r"^[\s│]*=*\s*((?:\d+ [a-z]+(?:, )?)+) in [\d.]+s", re.MULTILINE)

@@ -117,8 +117,8 @@ def test_side_by_side(runner: ModuleType, tmp_path: Path) -> None:
         "check": meet.format("a", "b"),
         "default bookworm": meet.format("b", "a"),
         "default trixie": "sleep 0.3; touch default",
-        "release trixie": "test -e default && test -e secrets",
-        "secrets trixie": "sleep 0.3; touch secrets",
+        "release trixie": "test -e default && test -e alternative",
+        "alternative trixie": "sleep 0.3; touch alternative",
     }
     every = [runner.Part(name, ("timeout", "20", "sh", "-c", f"cd {tmp_path}; {script[name]}")) for name in script]
     runner.LOGS.mkdir()

@@ -207,6 +207,7 @@ def test_killed_while_the_database_password_changes(unnoticed: Unnoticed, host: 
     assert f"//{used}@" in serving(host, status)["FORGE_DATABASE_URL"]
 
 
+@pytest.mark.exhaustive
 def test_vault_restarted_while_the_app_runs(
     unnoticed: Unnoticed, host: Host, vault: hvac.Client, status: Status
 ) -> None:

@@ -156,7 +156,7 @@ CAUSES: dict[str, tuple[Cause, str, str]] = {
     "from elsewhere": (elsewhere, "address", r"refused the address of this host \(.*\); bind the secret id"),
     "forbidden": (forbidden, "denied", r"denied reading secret/forge/inbox/app; give the AppRole a policy"),
 }
-REPEATED = ("down", "impersonated", "expired", "used up", "from elsewhere")
+REPEATED = ("frozen", "impersonated", "expired", "used up", "from elsewhere")
 """The host behaves as it does for another of these causes; only the line that it leaves differs."""
 
 
