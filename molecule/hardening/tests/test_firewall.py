@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from forge_access import Stranger, gets_in, listening, rules, stranger, vm
-from forge_scenario import playbook, ready
+from forge_scenario import playbook, ready, until
 from testinfra.host import Host
 
 # Of others: what Docker and podman keep in tables of their own, and a rule of the administrator's.
@@ -78,6 +78,23 @@ def test_tables_of_others(host: Host, outsider: Stranger) -> None:
         assert (others(), rules(host)) == (before, loaded)
     finally:
         host.check_output("nft delete table ip nat; nft delete table inet netavark")
+
+
+def test_a_start_that_fails_once(host: Host) -> None:
+    """An attempt at a boot may find no sandbox: the next one loads the rules."""
+    loaded = rules(host)
+    folder, flag = "/run/systemd/system/forge-firewall.service.d", "/run/forge-failed-once"
+    once = f"[Service]\nExecStartPre=+/bin/sh -c 'test -e {flag} || {{ touch {flag}; exit 1; }}'\n"
+    host.check_output("systemctl stop forge-firewall.service")
+    try:
+        host.check_output(f"mkdir {folder}; printf %s > {folder}/once.conf; systemctl daemon-reload", once)
+        host.run("systemctl start forge-firewall.service")
+        assert until(lambda: host.service("forge-firewall.service").is_running, 10)
+        assert host.file(flag).exists
+        assert rules(host) == loaded
+    finally:
+        host.check_output(f"rm --recursive --force {folder} {flag}; systemctl daemon-reload")
+        host.check_output("systemctl start forge-firewall.service")
 
 
 def test_rules_that_somebody_flushed(host: Host) -> None:
