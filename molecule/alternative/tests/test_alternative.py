@@ -47,6 +47,7 @@ NOT_OVERRIDDEN = {
     "secrets_source": "the other one is in scenario secrets",
     "secrets_database_mount": "there is no other database server",
     "apps.database.vault_role": "there is no other database server",
+    "preflight_sources": "of a play that releases nothing",
     "apps.database.placement": "there is no other server",
     "apps.database.url": "of an external server",
     "apps.database.migration_url": "of an external server",
