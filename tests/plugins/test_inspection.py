@@ -724,6 +724,43 @@ def test_the_first_lock_is_taken(tmp_path: Path, files: dict[str, str], file: st
         assert "the platform adds gunicorn and uvicorn-worker" in text.render(report)
 
 
+NEEDS_CORE = '[project]\nname = "shop"\nversion = "1"\ndependencies = ["fastapi", "core"]\n'
+UV_ROOT = '[[package]]\nname = "shop"\nsource = { virtual = "." }\ndependencies = [{ name = "core" }]\n'
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"pyproject.toml": f"{NEEDS_CORE}[tool.uv.sources]\ncore = {{ workspace = true }}\n"}, "core (workspace)"),
+        ({"pyproject.toml": f'{NEEDS_CORE}[tool.uv.sources]\nCore = [{{ git = "https://x" }}]\n'}, "Core (git)"),
+        ({"uv.lock": f'{UV_ROOT}[[package]]\nname = "core"\nsource = {{ editable = "../core" }}\n'}, "core"),
+        (
+            {"poetry.lock": '[[package]]\nname = "core"\ngroups = ["main"]\n[package.source]\ntype = "git"\n'},
+            "core",
+        ),
+        ({"pdm.lock": '[[package]]\nname = "core"\ngroups = ["default"]\npath = "./core"\n'}, "core"),
+    ],
+)
+def test_packages_that_no_index_has(tmp_path: Path, files: dict[str, str], found: str) -> None:
+    """Of a workspace, a repository or a folder: a run would refuse them."""
+    base = {name: content for name, content in GOOD.items() if name != "requirements.txt"}
+    (problem,) = inspect(project(tmp_path, files, base)).problems
+    assert (problem.found, problem.where.rpartition(".")[2]) == (found, "lock")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"pyproject.toml": f'{NEEDS_CORE}[tool.uv.sources]\nlinter = {{ path = "../linter" }}\n'},
+        {"uv.lock": f'{UV_ROOT}[[package]]\nname = "linter"\nsource = {{ git = "https://x" }}\n'},
+        {"poetry.lock": '[[package]]\nname = "linter"\ngroups = ["dev"]\n[package.source]\ntype = "git"\n'},
+    ],
+)
+def test_packages_for_development_may_be_anywhere(tmp_path: Path, files: dict[str, str]) -> None:
+    base = {name: content for name, content in GOOD.items() if name != "requirements.txt"}
+    assert not [each for each in inspect(project(tmp_path, files, base)).problems if "of an index" in each.expected]
+
+
 def test_an_app_that_lists_no_dependencies(tmp_path: Path) -> None:
     """With the file that could be its list."""
     report = draft(inspect(project(tmp_path, {"main.py": APP, "requirements/base.txt": "fastapi\n"}, {})))

@@ -16,7 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from . import secret_scan
@@ -201,7 +203,40 @@ def refuse_elsewhere(text: str, name: str) -> None:
     Raises:
         Refusal: there are some.
     """
-    if strange := elsewhere(text):
+    refuse_strange(elsewhere(text), name)
+
+
+def refuse_sources(document: Mapping[str, Any], name: str) -> None:
+    """Refuse a project whose dependencies uv takes from folders, repositories or a workspace instead of an index.
+
+    Raises:
+        Refusal: some of them are.
+    """
+    sources = (((document.get("tool") or {}).get("uv") or {}).get("sources")) or {}
+    wanted = {_named(each) for each in (document.get("project") or {}).get("dependencies") or []}
+    strange = []
+    for package, said in sources.items():
+        places = [each for each in (said if isinstance(said, list) else [said]) if isinstance(each, Mapping)]
+        kinds = sorted({"workspace", "path", "git", "url"} & {kind for each in places for kind in each})
+        if kinds and canonicalize_name(package) in wanted:
+            strange.append(f"{package} ({kinds[0]})")
+    refuse_strange(strange, name)
+
+
+def _named(requirement: Any) -> str:
+    try:
+        return canonicalize_name(Requirement(str(requirement)).name)
+    except InvalidRequirement:
+        return ""
+
+
+def refuse_strange(strange: list[str], name: str) -> None:
+    """Refuse packages that no index has.
+
+    Raises:
+        Refusal: there are some.
+    """
+    if strange:
         raise Refusal(
             "lock",
             f"packages of an index in {name}, which have versions and hashes",
@@ -403,6 +438,7 @@ def _inputs_of_manifest(path: Path) -> dict[str, str]:
             os.path.relpath(each, folder): each.read_text(errors="replace") for each in sorted(said) if each.is_file()
         }
     refuse_elsewhere("\n".join(map(str, project.get("dependencies") or [])), path.name)
+    refuse_sources(document, path.name)
     deciding: dict[str, Any] = {name: project[name] for name in _DECIDING if name in project}
     deciding["tool.uv"] = tools.get("uv")
     return {"deciding": json.dumps(deciding, sort_keys=True, default=str)}

@@ -310,6 +310,8 @@ def _locks(report: Report, source: Path, shipped: list[str]) -> None:
                 locks.requirements(source, source / locked.file)
             elif locked.file == locks.MANIFEST:
                 locks.refuse_elsewhere("\n".join(about.dependencies), locked.file)
+                locks.refuse_sources(about.document, locked.file)
+            locks.refuse_strange(locked.strangers, locked.file)
         except Refusal as refusal:
             report.problems.append(refusal.problem(f"apps.{report.name}"))
             return

@@ -59,6 +59,7 @@ class Locked:
         strange: Lines that pin nothing.
         pinned: Whether it pins at all.
         named: Whether the platform finds it only where the entry names it.
+        strangers: Packages that it installs from folders or repositories.
     """
 
     file: str = ""
@@ -68,6 +69,7 @@ class Locked:
     strange: list[str] = field(default_factory=list)
     pinned: bool = True
     named: bool = False
+    strangers: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -278,6 +280,7 @@ def _package_lock(file: Path) -> Locked:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         return locked
+    locked.strangers = _strangers(file.name, document.get("package") or [])
     for package in document.get("package") or []:
         name = canonicalize_name(str(package.get("name", "")))
         origin = package.get("source") or {}
@@ -290,6 +293,32 @@ def _package_lock(file: Path) -> Locked:
         if (package.get("sdist") or files) and not wheels:
             locked.sdists.append(name)
     return locked
+
+
+def _strangers(lock_name: str, packages: list[dict[str, Any]]) -> list[str]:
+    """Return what a lock takes from elsewhere than an index; what a group for development alone needs is left out."""
+    known = {str(each.get("name")): each for each in packages}
+    if lock_name == "uv.lock":
+        installed: set[str] = set()
+        pending = [name for each in packages if "." in (each.get("source") or {}).values() for name in _needs(each)]
+        while pending:
+            name = pending.pop()
+            if name in known and name not in installed:
+                installed.add(name)
+                pending += _needs(known[name])
+    else:
+        installed = {name for name, each in known.items() if {"main", "default"} & {*(each.get("groups") or [])}}
+    return sorted(name for name in installed if _is_stranger(known[name]))
+
+
+def _needs(package: dict[str, Any]) -> list[str]:
+    return [str(each.get("name")) for each in package.get("dependencies") or []]
+
+
+def _is_stranger(package: dict[str, Any]) -> bool:
+    # uv's and Poetry's locks say so in a table of the package, PDM's in the package itself.
+    source = package.get("source") or {}
+    return bool({"git", "url", "path", "directory", "editable", "file"} & {*source, source.get("type"), *package})
 
 
 def native(project: Project) -> dict[str, list[str]]:
