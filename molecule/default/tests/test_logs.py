@@ -124,4 +124,6 @@ def test_rotation_under_traffic_loses_no_line(host: Host) -> None:
     rotated = host.check_output(f"ls {ACCESS_LOG}-*").split()
     assert [name.endswith(".gz") for name in rotated] == [True] * (len(rotated) - 1) + [False]
     assert len(rotated) >= 2
-    assert host.file(ACCESS_LOG).size > 0
+    with https_client(host) as client:
+        assert client.get("/health").status_code == 200
+    assert until(lambda: host.file(ACCESS_LOG).size > 0, 5)
