@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -84,8 +85,12 @@ def tables(lines: Lines) -> str:
     return text
 
 
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def verdict(target: Target, line: Line) -> str:
-    """Say in a few words what a judge found: of figures under one bound the worst, then what was missed."""
+    """Say in a few words what a judge found: of figures under one bound the worst, the others, then what was missed."""
     words = []
     for bounds, worst in ((target.at_least, min), (target.at_most, max)):
         left = dict(line["figures"])
@@ -94,6 +99,9 @@ def verdict(target: Target, line: Line) -> str:
             if here:
                 name = worst(here, key=here.__getitem__)
                 words.append(f"{name}: {here[name]:g}" + (f", of {len(here)} the worst" if len(here) > 1 else ""))
+    bounded = (*target.at_least, *target.at_most)
+    others = {name: figure for name, figure in line["figures"].items() if not _matches(name, bounded)}
+    words += [f"{name}: {figure:g}" for name, figure in others.items()]
     if line["waived"]:
         words.append(f"{len(line['waived'])} waived")
     if line["problems"]:

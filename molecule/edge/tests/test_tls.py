@@ -13,6 +13,7 @@ from forge_wire import address, tls, trust
 from testinfra.host import Host
 
 DOMAIN = "inbox.example.com"
+QUIC_CLIENTS = 20
 
 
 def tls12(ciphers: str = "ECDHE+AESGCM") -> ssl.SSLContext:
@@ -97,3 +98,28 @@ def test_http3(host: Host, client: httpx.Client) -> None:
     assert said.endswith("3 200"), said
     metrics = f"{ask} --output /dev/null --write-out '%{{http_code}}' https://{DOMAIN}/no-such-page"
     assert host.check_output(metrics) == "404"
+
+
+@pytest.mark.exhaustive
+def test_http3_over_a_reload(host: Host, pytestconfig: pytest.Config) -> None:
+    """Connections of QUIC that outlive it are counted; whoever's did not has an answer over HTTP/2 at once."""
+    if host.system_info.release.startswith("12"):
+        assert "quic" not in host.check_output("nginx -T 2> /dev/null")
+        return
+    url = f"https://{DOMAIN}/health"
+    curl = f"curl --silent --insecure --resolve {DOMAIN}:443:127.0.0.1 --output /dev/null"
+    # Two requests of each client on one connection, six seconds apart.
+    shown = "--write-out '%{http_version} %{http_code} %{num_connects}\\n'"
+    client = f"{curl} --output /dev/null --http3-only --max-time 10 --rate 10/m {shown} {url} {url}"
+    fallback = f"{curl} --http2 --write-out '%{{http_code}}\\n' {url}"
+    script = (
+        f"for number in $(seq {QUIC_CLIENTS}); do {client} > /tmp/quic.$number & done; sleep 3; "
+        f"systemctl reload nginx; for number in $(seq {QUIC_CLIENTS}); do {fallback}; done; "
+        "wait; cat /tmp/quic.*; rm /tmp/quic.*"
+    )
+    said = host.check_output("sh -c %s", script).splitlines()
+    assert said[:QUIC_CLIENTS] == ["200"] * QUIC_CLIENTS
+    first, second = said[QUIC_CLIENTS::2], said[QUIC_CLIENTS + 1 :: 2]
+    assert first == ["3 200 1"] * QUIC_CLIENTS
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n    {second.count('3 200 0')} of {QUIC_CLIENTS} connections of HTTP/3 outlived a reload")

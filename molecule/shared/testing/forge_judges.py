@@ -161,7 +161,7 @@ WAIVERS = [
     Waiver(
         "lynis", "BOOT-5264", "It counts Debian's units; the project's own are judged by systemd-analyze, one by one."
     ),
-    Waiver("lynis", "BOOT-5180", "It asks for runlevels, which systemd has none of."),
+    Waiver("lynis", "BOOT-5180", "It asks for runlevels, which systemd has none of.", only_on="trixie"),
     Waiver(
         "lynis", "TIME-3104", "systemd-timesyncd leaves the clock of a container to its machine, and runs elsewhere."
     ),
