@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,9 @@ def test_a_source_in_the_project_is_spelt_from_its_root(tmp_path: Path) -> None:
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Call make, which takes the environment for made: another test may be making it."""
     command = ["make", "--no-print-directory", "--assume-old=venv", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # A make around the tests hands over jobs that are not there for this one.
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS")}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_targets_take_the_app_as_path(shop: Path, tmp_path: Path) -> None:
