@@ -237,10 +237,10 @@ os.utime(beat, (then, then))
 
 def test_killed_master_is_restarted_and_no_request_is_refused(host: Host, live: str, client: httpx.Client) -> None:
     """systemd holds the listener, so a request that comes meanwhile waits and is answered."""
-    before = main_pid(host, live)
+    before, run = main_pid(host, live), show(host, live, "InvocationID")
     host.check_output("kill -KILL %s", str(before))
-    # Until systemd has seen it, its workers take requests yet.
-    until(lambda: main_pid(host, live) != before, 30)
+    # Until systemd has ended them, its workers take requests yet; the next ones need seconds.
+    until(lambda: show(host, live, "InvocationID") not in ("", run), 30)
     assert client.get("/ready").status_code == 200
     assert main_pid(host, live) not in (0, before)
 
