@@ -17,7 +17,7 @@ from forgectl import config, state
 from forgectl.config import App
 from forgectl.errors import ForgeError
 from forgectl.layout import SLOTS, Layout, names
-from forgectl.state import State
+from forgectl.state import Slotted, State
 
 # What a command gets; the checks that call it get a little more.
 COMMAND_SECONDS = 1.8
@@ -77,7 +77,7 @@ class AppSight:
         return self.state is not None and self.state.live is not None and not self.state.removed
 
     @property
-    def live(self) -> state.Slotted:
+    def live(self) -> Slotted:
         """Its live slot, of one in service."""
         if self.state is None or self.state.live is None:
             raise Unseen(f"{self.name} has no live release")

@@ -34,7 +34,7 @@ def firewall(sight: Sight) -> Iterator[Finding]:
     """F006: whether the kernel has the firewall, which a file alone does not make."""
     path = "/etc/forge/firewall.nft"
     if sight.at(path).exists() and "table inet forge" not in sight.run("nft", "list", "tables"):
-        evidence = (f"{path} is there", "nft list tables: no table inet forge")
+        evidence = [f"{path} is there", "nft list tables: no table inet forge"]
         yield Finding(
             "F006", HOST, "the firewall is not loaded", evidence, "sudo systemctl restart forge-firewall.service"
         )

@@ -27,7 +27,7 @@ def journal(sight: Sight) -> Iterator[Finding]:
     configured = re.search(r"^SystemMaxUse=(\d+)M$", sight.read(CONFIG), re.MULTILINE)
     folder = sight.at(JOURNAL)
     if configured and not folder.is_dir():
-        evidence = (f"{JOURNAL}: no such folder", f"{CONFIG}: Storage=persistent")
+        evidence = [f"{JOURNAL}: no such folder", f"{CONFIG}: Storage=persistent"]
         title = "the journal is in memory alone: a reboot loses it"
         yield Finding("F603", HOST, title, evidence, "sudo systemctl restart systemd-journald.service")
     used = 0
@@ -36,7 +36,7 @@ def journal(sight: Sight) -> Iterator[Finding]:
             used += path.stat().st_blocks * 512
     if configured and used > SLACK * int(configured[1]) * MIB:
         title = f"the journal takes {size(used)}, and may take {configured[1]} MiB"
-        evidence = (f"{JOURNAL}: {size(used)}", f"{CONFIG}: {configured[0]}")
+        evidence = [f"{JOURNAL}: {size(used)}", f"{CONFIG}: {configured[0]}"]
         yield Finding("F603", HOST, title, evidence, f"sudo journalctl --vacuum-size={configured[1]}M")
     dropped = sight.journal(f"MESSAGE_ID={DROPPED}", since=HOUR, lines=200)
     if dropped:
@@ -45,7 +45,7 @@ def journal(sight: Sight) -> Iterator[Finding]:
             {str(entry.get("UNIT") or entry.get("OBJECT_SYSTEMD_UNIT") or _unit(message(entry))) for entry in dropped}
         )
         title = f"{', '.join(units)} said more than the journal takes: {lost} lines were lost in the last hour"
-        evidence = tuple(f"journal: {shorten(message(entry))}" for entry in dropped[-3:])
+        evidence = [f"journal: {shorten(message(entry))}" for entry in dropped[-3:]]
         yield Finding("F603", HOST, title, evidence, "sudo forgectl status", over=newest > NOW_SECONDS)
 
 
@@ -53,11 +53,11 @@ def rotation(sight: Sight) -> Iterator[Finding]:
     """F604: logrotate's timer and its last run, and logs that have grown past where it rotates them."""
     timer, service = sight.unit("logrotate.timer"), sight.unit("logrotate.service")
     if timer["ActiveState"] != "active":
-        evidence = (f"logrotate.timer is {timer['ActiveState']}, {timer['UnitFileState']}",)
+        evidence = [f"logrotate.timer is {timer['ActiveState']}, {timer['UnitFileState']}"]
         mend = "sudo systemctl enable --now logrotate.timer"
         yield Finding("F604", HOST, "nobody rotates the logs: the timer is off", evidence, mend)
     if service["Result"] not in ("success", "") or service["ActiveState"] == "failed":
-        evidence = (f"logrotate.service: {service['Result']}", *sight.last_words("logrotate.service"))
+        evidence = [f"logrotate.service: {service['Result']}", *sight.last_words("logrotate.service")]
         yield Finding(
             "F604", HOST, "the last rotation of the logs failed", evidence, "sudo systemctl start logrotate.service"
         )
@@ -66,7 +66,7 @@ def rotation(sight: Sight) -> Iterator[Finding]:
         with suppress(OSError):
             length = path.stat().st_size
             if bound and length > GROWN * int(bound[1]) * MIB:
-                evidence = (f"{path}: {size(length)}", f"{RULES}: maxsize {bound[1]}M")
+                evidence = [f"{path}: {size(length)}", f"{RULES}: maxsize {bound[1]}M"]
                 title = f"{path} has grown to {size(length)}, past the {bound[1]} MiB at which it is rotated"
                 yield Finding("F604", HOST, title, evidence, "sudo systemctl start logrotate.service")
     with suppress(OSError):

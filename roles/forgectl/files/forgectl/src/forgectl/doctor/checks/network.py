@@ -29,13 +29,13 @@ def network(sight: Sight) -> Iterator[Finding]:
             with suppress(OSError):
                 links[folder.name] = (folder / "operstate").read_text().strip()
     states = ", ".join(f"{name} {state}" for name, state in links.items()) or "none"
-    evidence = (f"/sys/class/net: {states}",)
+    evidence = [f"/sys/class/net: {states}"]
     mend = "sudo systemctl restart networking.service"
     if not any(state in UP for state in links.values()):
         yield Finding("F609", HOST, f"no interface is up ({states})", evidence, mend)
     elif not _default_route(sight):
         yield Finding(
-            "F609", HOST, "there is no way out: no default route", (*evidence, "/proc/net/route: no default"), mend
+            "F609", HOST, "there is no way out: no default route", [*evidence, "/proc/net/route: no default"], mend
         )
 
 
@@ -49,7 +49,7 @@ def names(sight: Sight) -> Iterator[Finding]:
         return
     why = _silence(servers, ANSWER_SECONDS * sight.patience)
     if why:
-        evidence = (f"{where}: {', '.join(servers)}", *(f"{server}: {reason}" for server, reason in why.items()))
+        evidence = [f"{where}: {', '.join(servers)}", *(f"{server}: {reason}" for server, reason in why.items())]
         mend = "sudo systemctl restart systemd-resolved.service" if "127.0.0.53" in servers else f"cat {where}"
         yield Finding("F608", HOST, f"no name server answers ({', '.join(servers)})", evidence, mend)
 
@@ -63,12 +63,12 @@ def clock(sight: Sight) -> Iterator[Finding]:
         return
     mend = "sudo systemctl enable --now systemd-timesyncd.service"
     if not running:
-        evidence = (f"{KEEPERS[0]}: {timesyncd['ActiveState']}, {timesyncd['UnitFileState']}",)
+        evidence = [f"{KEEPERS[0]}: {timesyncd['ActiveState']}, {timesyncd['UnitFileState']}"]
         yield Finding("F607", HOST, "nobody keeps the clock", evidence, mend)
         return
     said = sight.run("timedatectl", "show", "--property=NTPSynchronized", "--value").strip()
     if said == "no" and time.clock_gettime(time.CLOCK_BOOTTIME) > SETTLE_SECONDS:
-        evidence = (f"{running[0]} runs", "timedatectl: NTPSynchronized=no")
+        evidence = [f"{running[0]} runs", "timedatectl: NTPSynchronized=no"]
         mend = f"sudo systemctl restart {running[0]}"
         yield Finding("F607", HOST, "the clock is not synchronised: no time server answers", evidence, mend)
 

@@ -67,7 +67,7 @@ def memory(sight: Sight) -> Iterator[Finding]:
         used = systemd.memory(app.service)
         if used >= NEAR * int(limit):
             title = f"its workers have {size(used)} of the {size(int(limit))} that they may have"
-            evidence = (f"{app.service}: MemoryMax={size(int(limit))}; /proc/PID/smaps_rollup: Pss_Anon {size(used)}",)
+            evidence = [f"{app.service}: MemoryMax={size(int(limit))}; /proc/PID/smaps_rollup: Pss_Anon {size(used)}"]
             yield Finding("F206", app.name, title, evidence, f"sudo forgectl recycle {app.name}")
 
 

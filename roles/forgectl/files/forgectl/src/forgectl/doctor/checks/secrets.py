@@ -33,7 +33,7 @@ def secrets(sight: Sight) -> Iterator[Finding]:
                 health[address] = _trouble(its, HEALTH_SECONDS * sight.patience)
             if health[address]:
                 title = f"Vault at {address} {health[address]}; what runs goes on, what starts waits for it"
-                evidence = (f"GET {address}/v1/sys/health: {health[address]}",)
+                evidence = [f"GET {address}/v1/sys/health: {health[address]}"]
                 yield Finding("F401", app.name, title, evidence, "bao operator unseal")
                 continue
         yield from _versions(app, its)
@@ -58,9 +58,9 @@ def secret_ids(sight: Sight) -> Iterator[Finding]:
                 continue
             expires, issued = (datetime.fromisoformat(each) for each in (record.expires, record.issued))
             left, life = (expires - datetime.now(UTC)).total_seconds(), (expires - issued).total_seconds()
-            evidence = (
+            evidence = [
                 f"{app.layout.state_dir}/identities.json: {name}, issued {record.issued}, until {record.expires}",
-            )
+            ]
             if left <= 0:
                 title = f"the secret id of its {name} identity ended at {record.expires}"
                 yield Finding("F402", app.name, title, evidence, DELIVER)
@@ -78,7 +78,7 @@ def _versions(app: AppSight, its: App) -> Iterator[Finding]:
     try:
         newest = identity.fetch(app.layout, its, "app").version
     except SecretsError as error:
-        evidence = (f"a login as its app identity: {error.state}", str(error))
+        evidence = [f"a login as its app identity: {error.state}", str(error)]
         if error.state in ("unreachable", "untrusted", "sealed"):
             yield Finding("F401", app.name, str(error), evidence, "bao operator unseal")
         elif error.version and error.version != live.secrets:
@@ -98,7 +98,7 @@ def _versions(app: AppSight, its: App) -> Iterator[Finding]:
         yield Finding("F405", app.name, title, (f"history: {refused.reason}",), rotate)
     else:
         title = f"version {newest} of its secrets is there, and version {live.secrets} serves"
-        evidence = (f"newest version: {newest}", f"{app.layout.state_dir}/state.json: version {live.secrets}")
+        evidence = [f"newest version: {newest}", f"{app.layout.state_dir}/state.json: version {live.secrets}"]
         yield Finding("F404", app.name, title, evidence, rotate)
 
 

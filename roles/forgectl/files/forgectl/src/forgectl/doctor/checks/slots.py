@@ -57,7 +57,7 @@ def readiness(sight: Sight) -> Iterator[Finding]:
                 f"answers {status}" if status else f"does not answer within {PROBE_SECONDS * sight.patience:.1f} s"
             )
             title = f"it runs and is not ready: {its.readiness} {answers}"
-            evidence = (f"GET {its.ready_path or '/'} on {path}: {answers}", *sight.last_words(app.service))
+            evidence = [f"GET {its.ready_path or '/'} on {path}: {answers}", *sight.last_words(app.service)]
             yield Finding("F202", app.name, title, evidence, f"sudo forgectl recycle {app.name}")
 
 

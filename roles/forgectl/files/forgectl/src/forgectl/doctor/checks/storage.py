@@ -38,7 +38,7 @@ def disks(sight: Sight) -> Iterator[Finding]:
             if usable and free < LEFT * usable and free < LEFT_BYTES:
                 used = f"{1 - free / usable:.0%} full" if free else "full"
                 title = f"{mount.path} is {used}: {size(free)} of {size(usable)} left"
-                evidence = (f"statvfs {mount.path} ({mount.kind}): {free} of {usable} bytes free",)
+                evidence = [f"statvfs {mount.path} ({mount.kind}): {free} of {usable} bytes free"]
                 if mount.path == "/tmp":
                     yield Finding("F605", HOST, title, evidence, "sudo du -xhd1 /tmp")
                 else:
@@ -47,7 +47,7 @@ def disks(sight: Sight) -> Iterator[Finding]:
                     )
             if status.f_files and status.f_favail < INODES_LEFT * status.f_files:
                 title = f"{mount.path} has {status.f_favail} of {status.f_files} inodes left"
-                evidence = (f"statvfs {mount.path} ({mount.kind}): {status.f_favail} of {status.f_files} files free",)
+                evidence = [f"statvfs {mount.path} ({mount.kind}): {status.f_favail} of {status.f_files} files free"]
                 yield Finding("F602", HOST, title, evidence, f"sudo du -x --inodes -d2 {mount.path}")
 
 

@@ -24,11 +24,11 @@ def updates(sight: Sight) -> Iterator[Finding]:
         return
     timer, service = sight.unit("apt-daily-upgrade.timer"), sight.unit("apt-daily-upgrade.service")
     if timer["ActiveState"] != "active":
-        evidence = (f"apt-daily-upgrade.timer is {timer['ActiveState']}, {timer['UnitFileState']}",)
+        evidence = [f"apt-daily-upgrade.timer is {timer['ActiveState']}, {timer['UnitFileState']}"]
         mend = "sudo systemctl enable --now apt-daily-upgrade.timer"
         yield Finding("F702", HOST, "nobody installs security updates: the timer is off", evidence, mend)
     if service["Result"] not in ("success", ""):
-        evidence = (f"apt-daily-upgrade.service: {service['Result']}", *sight.last_words("apt-daily-upgrade.service"))
+        evidence = [f"apt-daily-upgrade.service: {service['Result']}", *sight.last_words("apt-daily-upgrade.service")]
         yield Finding("F702", HOST, "the last installation of security updates failed", evidence, UPGRADE)
     installed = _age(sight, CONFIG)
     for path, what in ((FETCHED, "package lists were last fetched"), (RAN, "security updates were last installed")):
