@@ -51,7 +51,8 @@ ELSEWHERE = (
 WHOLE = ("etc/nginx/forge/*.conf", "etc/nginx/conf.d/*.conf", "etc/ssh/sshd_config.d/*.conf", "etc/sudoers.d/*")
 UNITS = ("etc/systemd/system", "etc/systemd/system.control")
 OWN_UNITS = ("forge-*", "nginx.service", "postgresql*.service", "fail2ban.service")
-MADE_BY_FORGECTL = re.compile(rb"# Made by forgectl|# Part of each release of ")
+# What forgectl writes, and compares with the releases that it is of.
+OWN_DROP_IN, OWN_UNIT = "release.conf", b"# Made by forgectl"
 SYSCTL = "etc/sysctl.d/90-forge.conf"
 
 
@@ -176,7 +177,7 @@ def _marked(root: Path) -> Iterator[str]:
         folders[:] = [each for each in folders if os.path.join(inside, each) not in LEFT_OUT]  # noqa: PTH118
         for file in files:
             name = os.path.join(inside, file)  # noqa: PTH118
-            if file.endswith((".removed", ".new", "~", ".swp")):
+            if file == OWN_DROP_IN or file.endswith((".removed", ".new", "~", ".swp")):
                 continue
             path = root / name
             if path.is_symlink():
@@ -184,7 +185,7 @@ def _marked(root: Path) -> Iterator[str]:
                     yield name
                 continue
             head = _head(path)
-            if ("forge" in name or MARK in head) and not MADE_BY_FORGECTL.search(head):
+            if ("forge" in name or MARK in head) and OWN_UNIT not in head:
                 yield name
 
 
@@ -195,8 +196,7 @@ def _effective(root: Path, apps: Iterable[str]) -> Iterator[str]:
     units = [*OWN_UNITS, *(f"{app}{kind}" for app in apps for kind in ("@*", ".*", "-migrate@*", "-lease@*"))]
     for folder in UNITS:
         for unit in units:
-            # forgectl's own, compared with the release that it is of.
-            drop_ins = (path for path in root.glob(f"{folder}/{unit}.d/*.conf") if path.name != "release.conf")
+            drop_ins = (path for path in root.glob(f"{folder}/{unit}.d/*.conf") if path.name != OWN_DROP_IN)
             masked = (path for path in root.glob(f"{folder}/{unit}") if path.is_symlink())
             yield from (str(path.relative_to(root)) for path in (*drop_ins, *masked))
 
