@@ -247,6 +247,11 @@ def ago(monotonic: str) -> float:
     return time.clock_gettime(time.CLOCK_MONOTONIC) - int(monotonic) / 1e6 if monotonic.strip("0") else float("inf")
 
 
+def uptime() -> float:
+    """The seconds since this host was started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def span(seconds: float) -> str:
     """A length of time for people."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from forgectl.doctor.findings import HOST, Finding
-from forgectl.doctor.sight import HOUR, Sight, message, moment, shorten, size
+from forgectl.doctor.sight import HOUR, Sight, message, moment, shorten, size, uptime
 
 MIB = 1024**2
 JOURNAL, CONFIG = "/var/log/journal", "/etc/systemd/journald.conf.d/50-forge.conf"
@@ -71,7 +71,7 @@ def rotation(sight: Sight) -> Iterator[Finding]:
                 yield Finding("F604", HOST, title, evidence, "sudo systemctl start logrotate.service")
     with suppress(OSError):
         idle = time.time() - os.stat(sight.at(STATUS)).st_mtime  # noqa: PTH116
-        up = time.clock_gettime(time.CLOCK_BOOTTIME)
+        up = uptime()
         if idle > DAYS * 24 * HOUR and up > DAYS * 24 * HOUR:
             title = f"the logs were last rotated {idle / 86400:.0f} days ago"
             yield Finding("F604", HOST, title, (f"{STATUS} is as old",), "sudo systemctl start logrotate.service")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from forgectl.doctor.findings import HOST, Finding
-from forgectl.doctor.sight import Sight
+from forgectl.doctor.sight import Sight, uptime
 
 ANSWER_SECONDS = 1.5
 DNS_PORT = 53
@@ -67,7 +67,7 @@ def clock(sight: Sight) -> Iterator[Finding]:
         yield Finding("F607", HOST, "nobody keeps the clock", evidence, mend)
         return
     said = sight.run("timedatectl", "show", "--property=NTPSynchronized", "--value").strip()
-    if said == "no" and time.clock_gettime(time.CLOCK_BOOTTIME) > SETTLE_SECONDS:
+    if said == "no" and uptime() > SETTLE_SECONDS:
         evidence = [f"{running[0]} runs", "timedatectl: NTPSynchronized=no"]
         mend = f"sudo systemctl restart {running[0]}"
         yield Finding("F607", HOST, "the clock is not synchronised: no time server answers", evidence, mend)

@@ -31,7 +31,7 @@ def disks(sight: Sight) -> Iterator[Finding]:
     """F601, F602 and F605: every file system of this host that can be written to."""
     for mount in mounts(sight):
         with suppress(OSError):
-            status = os.statvfs(sight.at(mount.path))
+            status = _room(sight, mount.path)
             total, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
             # What root alone may still write is nobody's.
             usable = total - (status.f_bfree - status.f_bavail) * status.f_frsize
@@ -61,11 +61,18 @@ def mounts(sight: Sight) -> list[Mount]:
             continue
         with suppress(OSError):
             # Of what is mounted over another, the later one counts, which is the one that the path leads to.
-            status = os.statvfs(sight.at(path))
-            key = (os.stat(sight.at(path)).st_dev, status.f_blocks)  # noqa: PTH116
+            key = _device(sight, path), _room(sight, path).f_blocks
             if key not in found or len(path) < len(found[key].path):
                 found[key] = Mount(path, kind)
     return list(found.values())
+
+
+def _room(sight: Sight, path: str) -> os.statvfs_result:
+    return os.statvfs(sight.at(path))
+
+
+def _device(sight: Sight, path: str) -> int:
+    return sight.at(path).stat().st_dev
 
 
 def _is_system(path: str) -> bool:
