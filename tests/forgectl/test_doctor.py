@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -138,8 +139,8 @@ def test_a_check_that_breaks_hides_nothing(tmp_path: Path) -> None:
         raise ZeroDivisionError("of nothing")
 
     def blind(_: Sight) -> Iterator[Finding]:
+        yield from ()
         raise Unseen("no systemd")
-        yield
 
     found = examine(Sight(tmp_path), [Check("a", breaks, False, True), Check("b", blind, False, True), check("c")])
     assert sorted(each.code for each in found.findings) == ["F002", "F002", "F602"]
@@ -244,9 +245,9 @@ def test_it_steps_back_even_without_systemd(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(command)
         raise FileNotFoundError
 
-    monkeypatch.setattr(runner.subprocess, "run", call)
-    monkeypatch.setattr(runner.os, "nice", niced.append)
-    monkeypatch.setattr(runner.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(subprocess, "run", call)
+    monkeypatch.setattr(os, "nice", niced.append)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     runner.step_back()
     assert niced == [runner.NICE]
     assert ["CPUWeight", "t", str(runner.WEIGHT)] == asked[0][asked[0].index("CPUWeight") :][:3]

@@ -75,7 +75,7 @@ def _local(sight: Sight, users: Sequence[tuple[AppSight, App]]) -> Iterator[Find
         yield from _schema(app, its)
 
 
-_MORE = "sudo systemctl restart postgresql"
+_MORE = "sudo runuser --user=postgres -- psql --command='TABLE pg_stat_activity'"
 
 
 def _connections(

@@ -15,7 +15,8 @@ JOURNAL, CONFIG = "/var/log/journal", "/etc/systemd/journald.conf.d/50-forge.con
 SLACK = 1.15
 # Of sd-messages.h: SD_MESSAGE_JOURNAL_DROPPED, of a unit that said more than it may.
 DROPPED = "a596d6fe7bfa4994828e72309e95d61e"
-NOW_SECONDS = 90.0
+# It says so once in each interval of its limit, which is half a minute.
+NOW_SECONDS = 40.0
 RULES, STATUS, LOGS = "/etc/logrotate.d/forge", "/var/lib/logrotate/status", "/var/log/nginx"
 # It is looked at every hour, and a busy log grows meanwhile.
 GROWN = 2

@@ -58,7 +58,9 @@ def clock(sight: Sight) -> Iterator[Finding]:
     """F607: whether somebody keeps the clock, and the kernel agrees. In a container it is the machine's."""
     timesyncd = sight.unit(KEEPERS[0])
     running = [name for name in KEEPERS if sight.unit(name)["ActiveState"] == "active"]
-    left_out = timesyncd["ConditionResult"] == "no" and sight.at("/run/systemd/container").exists()
+    # systemd itself does not start it there.
+    wanted = (timesyncd["LoadState"], timesyncd["UnitFileState"]) == ("loaded", "enabled")
+    left_out = wanted and timesyncd["ConditionResult"] == "no" and sight.at("/run/systemd/container").exists()
     if not running and left_out:
         return
     mend = "sudo systemctl enable --now systemd-timesyncd.service"

@@ -17,7 +17,8 @@ TIMED_OUT = re.compile(r"WORKER TIMEOUT \(pid:(\d+)\)")
 KILLED = re.compile(r"Worker \(pid:(\d+)\) was sent SIGKILL")
 # One that is over and was replaced is for the record; several, or one just now, are not.
 OFTEN, NOW_SECONDS = 3, 30.0
-NEAR = 0.9
+# Recycling comes before that.
+NEAR = 0.85
 DESCRIPTORS_NEAR = 0.8
 # A worker's loop wakes ten times a second (uvicorn's main loop), whether there are requests or not.
 WATCHED_SECONDS = 1.0
