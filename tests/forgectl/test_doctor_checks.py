@@ -21,6 +21,7 @@ import psycopg
 import pytest
 from conftest import Bao, describe, staged
 from forgectl import identity, lock, slots, state, systemd
+from forgectl.doctor import manifest
 from forgectl.doctor.checks import (
     certificates,
     commands,
@@ -988,6 +989,23 @@ class TestDrift:
             shutil.copy(layout.inputs / name, layout.releases / newer.id / name)
         shutil.copy(layout.description, layout.releases / newer.id / "settings.toml")
         assert codes(drift.files, Canned(layout.root)) == []
+
+    def test_what_mends_it(self, sight: Canned) -> None:
+        """site.yml writes its files anew; what it did not write, and what it only told the kernel, is mended here."""
+        write(sight, "/etc/sysctl.d/90-forge.conf", "net.ipv4.tcp_syncookies = 1\n")
+        setting = write(sight, "/proc/sys/net/ipv4/tcp_syncookies", "1\n")
+        manifest.record(sight.root, since=0.0, whole=True)
+        setting.write_text("0\n")
+        assert only(drift.files, sight).mend == "sudo /usr/lib/systemd/systemd-sysctl /etc/sysctl.d/90-forge.conf"
+        setting.write_text("1\n")
+        write(sight, "/etc/nginx/conf.d/extra.conf", "")
+        found = only(drift.files, sight)
+        assert (found.mend, found.title) == (
+            "sudo mv --backup=numbered /etc/nginx/conf.d/extra.conf /root/",
+            "1 not as site.yml left it: /etc/nginx/conf.d/extra.conf",
+        )
+        sight.at("/etc/sysctl.d/90-forge.conf").write_text("net.ipv4.tcp_syncookies = 2\n")
+        assert only(drift.files, sight).mend == "ansible-playbook -i inventory/production site.yml"
 
     def test_firewall(self, sight: Canned) -> None:
         assert codes(drift.firewall, sight) == []

@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
     wants = tmp_path / "etc/systemd/system/timers.target.wants"
     wants.mkdir()
     (wants / "forge-recycle@inbox.timer").symlink_to("/etc/systemd/system/forge-recycle@.timer")
-    assert manifest.record(tmp_path, since=None)
+    assert manifest.record(tmp_path, since=0.0, whole=True)
     return tmp_path
 
 
@@ -74,7 +74,7 @@ def test_it_knows_what_provisioning_wrote_and_nothing_else(root: Path) -> None:
 def test_a_host_that_nobody_touched_differs_in_nothing(root: Path) -> None:
     assert found(root) == {}
     before = (root / "var/lib/forge/manifest.json").read_bytes()
-    assert not manifest.record(root, since=None)
+    assert not manifest.record(root, since=time.time() + 60, whole=True)
     assert (root / "var/lib/forge/manifest.json").read_bytes() == before
 
 
@@ -124,21 +124,29 @@ def test_an_app_that_was_removed_may_lack_what_is_its_own(root: Path) -> None:
 
 
 def test_a_run_of_a_part_answers_for_what_it_wrote_alone(root: Path) -> None:
-    """What somebody changed before it stays a difference; what it changed, added or removed does not."""
+    """What somebody changed or added before it stays a difference; what it changed, added or removed does not.
+
+    So does one of the whole, which forgets what it wrote no more; and who accepts, accepts it all.
+    """
     (root / "etc/forge/certificates.toml").write_text("by hand\n")
     (root / "etc/nginx/forge/by-hand.conf").write_text("by hand\n")
-    _age(root / "etc/forge/certificates.toml")
-    since = time.time()
-    _wait_for(since)
+    (root / "proc/sys/net/ipv4/tcp_syncookies").write_text("0\n")
+    (root / "usr/local/sbin/forge-nginx-reload").unlink()
+    os.utime(root / "etc/forge/certificates.toml", (0, 0))
+    since = _later(root)
     (root / "etc/nginx/nginx.conf").write_text(MARKED + "by the run\n")
     (root / "etc/systemd/system/forge-new.timer").write_text(MARKED)
     (root / "usr/sbin/policy-rc.d").unlink()
-    assert manifest.record(root, since=since)
-    assert found(root) == {
+    by_hand = {
         "/etc/forge/certificates.toml": "has another content",
         "/etc/nginx/forge/by-hand.conf": "was added",
+        "kernel setting net.ipv4.tcp_syncookies": "is 0 and was 1",
     }
-    assert manifest.record(root, since=None)
+    assert manifest.record(root, since=since)
+    assert found(root) == {**by_hand, "/usr/local/sbin/forge-nginx-reload": "is gone"}
+    assert manifest.record(root, since=since, whole=True)
+    assert found(root) == by_hand
+    assert manifest.record(root, since=0.0, accept=True)
     assert found(root) == {}
 
 
@@ -150,7 +158,7 @@ def test_a_part_alone_is_no_beginning(tmp_path: Path) -> None:
 
 def test_a_dry_run_writes_nothing(root: Path) -> None:
     (root / "usr/sbin/policy-rc.d").unlink()
-    assert manifest.record(root, since=None, dry_run=True)
+    assert manifest.record(root, since=0.0, whole=True, dry_run=True)
     assert found(root) == {"/usr/sbin/policy-rc.d": "is gone"}
 
 
@@ -160,17 +168,13 @@ def test_a_damaged_one_says_so(root: Path) -> None:
         manifest.load(root)
 
 
-def _age(path: Path) -> None:
-    os.utime(path, (0, 0))
-
-
-def _wait_for(moment: float) -> None:
-    """Clocks of file systems tick more slowly than that of the system."""
+def _later(root: Path) -> float:
+    """A moment after which whatever is changed is newer: clocks of file systems tick more slowly than the system's."""
+    moment, probe = time.time(), root / "clock"
     deadline = time.monotonic() + 5
-    probe = Path("/tmp") / f"forge-clock-{os.getpid()}"
     while time.monotonic() < deadline:
         probe.write_text("")
         if probe.stat().st_ctime > moment:
             break
         time.sleep(0.005)
-    probe.unlink()
+    return moment
