@@ -990,6 +990,7 @@ class TestDrift:
         shutil.copy(layout.description, layout.releases / newer.id / "settings.toml")
         assert codes(drift.files, Canned(layout.root)) == []
 
+    @pytest.mark.usefixtures("released")
     def test_what_mends_it(self, sight: Canned) -> None:
         """site.yml writes its files anew; what it did not write, and what it only told the kernel, is mended here."""
         write(sight, "/etc/sysctl.d/90-forge.conf", "net.ipv4.tcp_syncookies = 1\n")

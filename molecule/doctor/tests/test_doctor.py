@@ -98,7 +98,7 @@ def test_a_check_that_hangs(host: Host, runbooks: Runbooks) -> None:
 def test_the_run_before_wrote_down_all_that_there_is(host: Host) -> None:
     """No file that bears Ansible's mark is left out, but for those that forgectl compares with releases."""
     known = set(json.loads(host.check_output("cat /var/lib/forge/manifest.json"))["files"])
-    grep = "grep --dereference-recursive --files-with-matches 'Ansible managed' /etc /usr/local/sbin"
+    grep = "grep --recursive --files-with-matches 'Ansible managed' /etc /usr/local/sbin"
     marked = host.run(grep).stdout
     own = re.compile(r"^etc/(forge/apps/|systemd/system/(inbox@(blue|green)\.service\.d/release\.conf|inbox\.tidy\.))")
     left_out = {name.removeprefix("/") for name in marked.split()} - known
