@@ -608,7 +608,7 @@ class TestCertificates:
         def give(left: float, lifetime: float = 90, name: str = "inbox.example.com") -> Canned:
             pem = certificate(left, lifetime, name)
             monkeypatch.setattr(certificates, "_served", lambda _: ssl.PEM_cert_to_DER_cert(pem))
-            write(sight, "/etc/nginx/tls/live/inbox.pem", "-----BEGIN PRIVATE KEY-----\nx\n" + pem)
+            write(sight, "/etc/nginx/tls/live/inbox.pem", "its key\n" + pem)
             return sight
 
         write(
