@@ -407,10 +407,11 @@ class TestReleases:
     def test_variables(self, sight: Canned) -> None:
         """Names alone; and not of the launcher, which has yet to get them."""
         sight.states["inbox@blue.service"] = {"MainPID": "7"}
+        started = "LISTEN_FDS=1\0"
         write(sight, "/proc/7/cmdline", "python\0-m\0gunicorn")
-        write(sight, "/proc/7/environ", "LISTEN_FDS=1\0FORGE_ENVIRONMENT=production\0")
+        write(sight, "/proc/7/environ", f"{started}FORGE_ENVIRONMENT=production\0")
         assert codes(releases.variables, sight) == []
-        write(sight, "/proc/7/environ", "LISTEN_FDS=1\0OTHER=hunter2\0")
+        write(sight, "/proc/7/environ", f"{started}OTHER=hunter2\0")
         found = only(releases.variables, sight)
         assert found.title == "1 variables of its release are not in its environment: FORGE_ENVIRONMENT"
         assert "hunter2" not in str(found.document())
@@ -516,7 +517,7 @@ class TestSecrets:
         text = describe().replace("[secrets]", '[secrets]\nsource = "systemd_creds"')
         (layout.releases / sight.apps[0].live.release / "settings.toml").write_text(text)
 
-        def lacks(*_: object) -> None:
+        def lacks(*_: object, **__: object) -> None:
             raise SecretsError("missing", "expected to open it with this host's key; found: no")
 
         monkeypatch.setattr(identity, "fetch", lacks)

@@ -196,7 +196,8 @@ class Sight:
     def _show(self, units: Sequence[str]) -> dict[str, dict[str, str]]:
         output = self.run("systemctl", "show", "--property", ",".join(PROPERTIES), "--", *units)
         blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in output.strip().split("\n\n")]
-        return dict(zip(units, blocks, strict=True))
+        # Not each kind of unit has all of them.
+        return {unit: dict.fromkeys(PROPERTIES, "") | block for unit, block in zip(units, blocks, strict=True)}
 
     @cached_property
     def processes(self) -> Sequence[Process]:

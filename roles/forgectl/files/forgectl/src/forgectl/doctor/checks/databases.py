@@ -43,7 +43,11 @@ def databases(sight: Sight) -> Iterator[Finding]:
             if why:
                 title = f"its database at {where} is unreachable: {why}"
                 yield Finding(
-                    "F501", app.name, title, (f"connect to {where}: {why}",), f"nc -vz {where.replace(':', ' ')}"
+                    "F501",
+                    app.name,
+                    title,
+                    (f"connect to {where}: {why}",),
+                    f"timeout 5 bash -c '</dev/tcp/{where.replace(':', '/')}'",
                 )
 
 

@@ -56,7 +56,7 @@ def _of_app(sight: Sight, app: AppSight) -> Iterator[Finding]:
         release, drop_in = layout.slot_release(slot), layout.drop_in(slot)
         if release is None or not drop_in.exists():
             continue
-        if drop_in.read_bytes() != (layout.releases / release / "slot.conf").read_bytes():
+        if not _same(layout.releases / release / "slot.conf", drop_in.read_bytes()):
             evidence.append(f"{drop_in} is not the slot.conf of {release}, which it was copied from")
     stale = [unit for unit in _units(app) if sight.unit(unit).get("NeedDaemonReload") == "yes"]
     if stale:

@@ -11,7 +11,7 @@ from forgectl.doctor.findings import HOST, Finding
 from forgectl.doctor.sight import HOUR, NGINX, AppSight, Process, Sight, ago, message, moment, shorten, size
 
 # systemd's message of a unit that lost a process to the kernel (SD_MESSAGE_UNIT_OUT_OF_MEMORY of sd-messages.h).
-OUT_OF_MEMORY = "fe6faa94e7774663a0da52717891d8ef"
+OUT_OF_MEMORY = "fe6faa94e7774663a0da52717891d8ef"  # pragma: allowlist secret
 # What Gunicorn's master says of its workers.
 TIMED_OUT = re.compile(r"WORKER TIMEOUT \(pid:(\d+)\)")
 KILLED = re.compile(r"Worker \(pid:(\d+)\) was sent SIGKILL")
