@@ -16,7 +16,7 @@ FILES = {
     "etc/sysctl.d/90-forge.conf": MARKED + "# why\nnet.ipv4.tcp_syncookies = 1\nkernel.nothing.such = 1\n",
     "etc/forge/certificates.toml": 'source = "own_ca"\n',
     "etc/forge/apps/inbox.toml": MARKED,
-    "etc/credstore.encrypted/forge.inbox.app.secret-id": "x",  # pragma: allowlist secret
+    "etc/credstore.encrypted/forge.inbox.app.role-id": "x",
     "etc/systemd/system/forge-reboot.timer": MARKED,
     "etc/systemd/system/inbox@.service": MARKED,
     "etc/systemd/system/inbox@blue.service.d/release.conf": MARKED,
