@@ -42,7 +42,7 @@ from forgectl.doctor.checks import (
 )
 from forgectl.doctor.checks import slots as slot_checks
 from forgectl.doctor.findings import Finding
-from forgectl.doctor.sight import Process, Sight
+from forgectl.doctor.sight import CLOCKS, Process, Sight
 from forgectl.errors import SecretsError
 from forgectl.layout import Layout, replace_symlink
 from forgectl.state import Closed, Entry, Operation, Removed, Slotted, State
@@ -838,15 +838,15 @@ class TestNetwork:
             assert "timed out" in only(network.names, sight).evidence[1]
 
     def test_clock(self, sight: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
-        keepers = {name: {"ActiveState": "inactive"} for name in network.KEEPERS}
+        keepers = {name: {"ActiveState": "inactive"} for name in CLOCKS}
         sight.states = keepers
         assert only(network.clock, sight).title == "nobody keeps the clock"
-        keepers[network.KEEPERS[0]] = {"ActiveState": "inactive", "ConditionResult": "no"}
+        keepers[CLOCKS[0]] = {"ActiveState": "inactive", "ConditionResult": "no"}
         write(sight, "/run/systemd/container", "podman")
         assert codes(network.clock, sight) == []
-        keepers[network.KEEPERS[0]] |= {"LoadState": "masked", "UnitFileState": "masked"}
+        keepers[CLOCKS[0]] |= {"LoadState": "masked", "UnitFileState": "masked"}
         assert codes(network.clock, sight) == ["F607"]
-        keepers[network.KEEPERS[0]] = {"ActiveState": "active"}
+        keepers[CLOCKS[0]] = {"ActiveState": "active"}
         monkeypatch.setattr(network, "SETTLE_SECONDS", 0.0)
         for said, expected in (("yes\n", []), ("no\n", ["F607"])):
             sight.said["timedatectl"] = said

@@ -22,7 +22,7 @@ FILES = {
     "etc/systemd/system/inbox@blue.service.d/release.conf": MARKED,
     "etc/systemd/system/inbox.mails@blue.service": "# Made by forgectl of R\n" + MARKED,
     "etc/systemd/system/nginx.service.d/forge-sandbox.conf": MARKED,
-    "etc/passwd": "root:x:0:0\n",
+    "etc/passwd": "root:x:0:0\n",  # pragma: allowlist secret
     "usr/local/sbin/forge-nginx-reload": "#!/bin/sh\n",
     "usr/sbin/policy-rc.d": "#!/bin/sh\n",
     "proc/sys/net/ipv4/tcp_syncookies": "1\n",

@@ -23,6 +23,8 @@ from forgectl.state import Slotted, State
 COMMAND_SECONDS = 1.8
 HOUR = 3600.0
 NGINX = "nginx.service"
+# Whoever keeps the clock, by systemd's names on the supported distributions.
+CLOCKS = ("systemd-timesyncd.service", "chrony.service", "ntpsec.service", "ntp.service", "openntpd.service")
 PROPERTIES = (
     *("Id", "LoadState", "ActiveState", "SubState", "Result", "NRestarts", "ExecMainStatus", "MainPID", "Job"),
     *("UnitFileState", "ConditionResult", "InvocationID", "MemoryMax", "LimitNOFILE", "NeedDaemonReload"),
@@ -184,7 +186,7 @@ class Sight:
     @cached_property
     def _units(self) -> dict[str, dict[str, str]]:
         wanted = [NGINX, "forge-certificates.timer", "forge-certificates.service", "forge-reboot.timer"]
-        wanted += ["logrotate.timer", "logrotate.service", "systemd-journald.service", "systemd-timesyncd.service"]
+        wanted += ["logrotate.timer", "logrotate.service", *CLOCKS]
         wanted += ["apt-daily-upgrade.timer", "apt-daily-upgrade.service", "forge-firewall.service"]
         for app in self.apps:
             layout = app.layout

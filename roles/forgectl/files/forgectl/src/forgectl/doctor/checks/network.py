@@ -10,13 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from forgectl.doctor.findings import HOST, Finding
-from forgectl.doctor.sight import Sight, uptime
+from forgectl.doctor.sight import CLOCKS, Sight, uptime
 
 ANSWER_SECONDS = 1.5
 DNS_PORT = 53
 UP = ("up", "unknown")
-# Whoever keeps the clock, by systemd's names on the supported distributions.
-KEEPERS = ("systemd-timesyncd.service", "chrony.service", "ntpsec.service", "ntp.service", "openntpd.service")
 # So long a fresh host may take to agree with its servers.
 SETTLE_SECONDS = 900.0
 
@@ -56,8 +54,8 @@ def names(sight: Sight) -> Iterator[Finding]:
 
 def clock(sight: Sight) -> Iterator[Finding]:
     """F607: whether somebody keeps the clock, and the kernel agrees. In a container it is the machine's."""
-    timesyncd = sight.unit(KEEPERS[0])
-    running = [name for name in KEEPERS if sight.unit(name)["ActiveState"] == "active"]
+    timesyncd = sight.unit(CLOCKS[0])
+    running = [name for name in CLOCKS if sight.unit(name)["ActiveState"] == "active"]
     # systemd itself does not start it there.
     wanted = (timesyncd["LoadState"], timesyncd["UnitFileState"]) == ("loaded", "enabled")
     left_out = wanted and timesyncd["ConditionResult"] == "no" and sight.at("/run/systemd/container").exists()
@@ -65,7 +63,7 @@ def clock(sight: Sight) -> Iterator[Finding]:
         return
     mend = "sudo systemctl enable --now systemd-timesyncd.service"
     if not running:
-        evidence = [f"{KEEPERS[0]}: {timesyncd['ActiveState']}, {timesyncd['UnitFileState']}"]
+        evidence = [f"{CLOCKS[0]}: {timesyncd['ActiveState']}, {timesyncd['UnitFileState']}"]
         yield Finding("F607", HOST, "nobody keeps the clock", evidence, mend)
         return
     said = sight.run("timedatectl", "show", "--property=NTPSynchronized", "--value").strip()
