@@ -93,8 +93,6 @@ def _unreleased(app: AppSight) -> list[str]:
     best = list(files)
     for release in reversed(releases):
         other = [name for name, data in present.items() if not _same(release / name, data)]
-        if not other:
-            return []
         best = min(best, other, key=len)
     return [layout.description.name if name == "settings.toml" else f"{app.name}.d/{name}" for name in best]
 
