@@ -989,6 +989,8 @@ class TestDrift:
         assert "is not the slot.conf of" in only(drift.files, sight).title
         shutil.copy(released / "slot.conf", layout.drop_in("blue"))
         sight.states["inbox@blue.service"] = {"NeedDaemonReload": "yes"}
+        assert codes(drift.files, sight) == []
+        sight.states["nginx.service"] = {"NeedDaemonReload": "yes"}
         assert "NeedDaemonReload=yes" in only(drift.files, sight).title
 
     @pytest.mark.usefixtures("released")

@@ -78,8 +78,9 @@ def _of_app(sight: Sight, app: AppSight) -> Iterator[Finding]:
 
 def _units(app: AppSight) -> list[str]:
     layout = app.layout
-    live = [app.service, layout.socket_unit(app.live.slot)] if app.in_service else []
-    return [*live, layout.boot_unit(), *layout.timers(), NGINX]
+    # Of a service whose properties were set while it runs, as a cutover sets its weight, systemd 252 says so at all times.
+    sockets = [layout.socket_unit(app.live.slot)] if app.in_service else []
+    return [*sockets, layout.boot_unit(), *layout.timers(), NGINX]
 
 
 def _unreleased(app: AppSight) -> list[str]:
