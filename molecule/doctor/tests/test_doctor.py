@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 from forge_diagnosis import CLEAN, WARNING, brief, codes, doctor, told
+from forge_events import EventContext
+from forge_load import percentile
 from forge_scenario import playbook
 from testinfra.host import Host
 
@@ -61,6 +63,17 @@ def test_it_gets_the_cpu_after_whatever_serves(host: Host) -> None:
     shown = dict(line.split("=", 1) for line in host.check_output("bash -c %s", SCOPE).splitlines())
     assert (shown["CPUWeight"], shown["IOWeight"]) == ("20", "20")
     assert "/forge-doctor-" in shown["ControlGroup"]
+
+
+def test_nobody_waits_for_it(host: Host, event: EventContext, say: Callable[[str], None]) -> None:
+    """Called again and again under load: no request fails, and none takes much longer than before."""
+    with event("doctor, again and again") as happening:
+        for _ in range(5):
+            doctor(host)
+    before = happening.result.between(happening.result.began, happening.began)
+    was, is_now = (percentile(records, 99) for records in (before, happening.inside))
+    say(f"p99 {was * 1000:.0f} ms before, {is_now * 1000:.0f} ms meanwhile")
+    assert is_now < 3 * was + 0.3
 
 
 def test_somebody_without_root(host: Host) -> None:

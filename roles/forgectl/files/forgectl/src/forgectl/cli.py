@@ -470,13 +470,15 @@ def doctor(name: str | None, as_json: bool) -> NoReturn:
     serves. Anybody may call it, root sees everything. docs/doctor.md has the findings and what --json prints.
     """
     from forgectl.doctor import runner, table
-    from forgectl.doctor.checks import CHECKS
     from forgectl.doctor.sight import Sight
     from forgectl.layout import names
 
     if name is not None and name not in names():
         raise click.UsageError(f"{name!r} is no app of this host; it has: {', '.join(names()) or 'none'}")
     runner.step_back()
+    # It takes longer to import than anything else here.
+    from forgectl.doctor.checks import CHECKS
+
     report = runner.examine(Sight(only=name), CHECKS)
     if as_json:
         _print_json(report.document())

@@ -78,7 +78,7 @@ def _of_app(sight: Sight, app: AppSight) -> Iterator[Finding]:
 
 def _units(app: AppSight) -> list[str]:
     layout = app.layout
-    # Of a service whose properties were set while it runs, as a cutover sets its weight, systemd 252 says so at all times.
+    # Of a service whose properties were set while it runs, as its weight is in a cutover, systemd 252 always says so.
     sockets = [layout.socket_unit(app.live.slot)] if app.in_service else []
     return [*sockets, layout.boot_unit(), *layout.timers(), NGINX]
 
