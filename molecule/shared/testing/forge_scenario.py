@@ -24,6 +24,7 @@ pytest.register_assert_rewrite(
     "forge_acme",
     "forge_apps",
     "forge_events",
+    "forge_faults",
     "forge_public",
     "forge_runbook",
     "forge_search",
