@@ -20,7 +20,7 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,20 +54,33 @@ class Fault(Event):
 
     said: dict[str, float] = field(default_factory=dict)
     """Seconds from the begin until doctor first said a code; what it said before the fault apart."""
-    known: frozenset[str] = frozenset()
-    """What it said before."""
+    before: Sequence[dict[str, Any]] = ()
+    """What it found before."""
     page: str = ""
     mending: float = 0.0
     """When its runbook's first command ran."""
-    clean: float = 0.0
+    left: Sequence[str] = ()
+    """What doctor found last that was not there before and has to be mended."""
+    cleaned: float = 0.0
     """When doctor was as clean as before."""
 
     def look(self) -> set[str]:
-        """Ask doctor, and return the codes that were not there before."""
-        found = {each["code"] for each in doctor()["findings"] if severe(each)} - self.known
-        for code in found:
+        """Ask doctor, and return the codes of what was not there before; also of what has passed, which is a note."""
+        known = {(each["code"], each["subject"], each["title"]) for each in self.before}
+        found = doctor()["findings"]
+        new = {each["code"] for each in found if (each["code"], each["subject"], each["title"]) not in known}
+        for code in new:
             self.said.setdefault(code, time.time() - self.began)
-        return found
+        ours = {(each["code"], each["subject"]) for each in self.before if severe(each)}
+        self.left = sorted(
+            {each["code"] for each in found if severe(each) and (each["code"], each["subject"]) not in ours}
+        )
+        return new
+
+    def clean(self) -> bool:
+        """Whether doctor finds no more than before that anybody has to mend."""
+        self.look()
+        return not set(self.left) - PAST
 
     def told(self, *codes: str, within: float = 60.0) -> None:
         """Wait until doctor says all of these at once.
@@ -123,7 +136,7 @@ class Fault(Event):
             "doctor": {code: round(seconds, 1) for code, seconds in sorted(self.said.items())},
             "page": self.page,
             "healed": round(self.healing, 1),
-            "clean": round(self.clean - (self.mending or self.began), 1),
+            "clean": round(self.cleaned - (self.mending or self.began), 1),
             "acknowledged": len(self.result.acknowledged),
             "lost": len(lost),
             "doubled": len(doubled),
@@ -145,6 +158,17 @@ def doctor() -> dict[str, Any]:
     assert run.returncode in (CLEAN, WARNING, CRITICAL), (run.returncode, run.stdout, run.stderr)
     found: dict[str, Any] = json.loads(run.stdout)
     return found
+
+
+def until_clean(happening: Fault, seconds: float) -> None:
+    """Wait until doctor is as clean as before.
+
+    Raises:
+        AssertionError: it is not, within so many seconds; the message has what it still says.
+    """
+    deadline = time.monotonic() + seconds
+    while not happening.clean():
+        assert time.monotonic() < deadline, f"expected doctor to be clean again; found {happening.left}"
 
 
 def severe(finding: dict[str, Any]) -> bool:
@@ -174,15 +198,15 @@ def fault(
     def around(name: str) -> Iterator[Fault]:
         due = FAULTS[name]
         settle(status)
-        known = frozenset(each["code"] for each in doctor()["findings"]) | PAST
+        before = doctor()["findings"]
         with forge_load.running(*site, rate=STEADY_RATE, timeout=PATIENCE) as load:
-            happening = Fault(name, load, known=known)
+            happening = Fault(name, load, before=before)
             time.sleep(BEFORE)
             happening.began = time.time()
             yield happening
             until(happening.served, due.healed + PATIENCE, every=0.2)
-            until(lambda: not happening.look(), due.healed + DOCTOR_SECONDS, every=0.5)
-            happening.clean = time.time()
+            until_clean(happening, due.healed + DOCTOR_SECONDS)
+            happening.cleaned = time.time()
             settle(status)
             happening.ended = time.time()
             time.sleep(AFTER)
