@@ -178,7 +178,8 @@ def put_right(layout: Layout, app: App, record: Record, group: int, *, dry_run: 
         folder
         for folder in (layout.releases / record.id, layout.venvs / record.venv)
         # Root alone asks whether an environment is complete.
-        if any(not venv.is_sealed(path, group) for path in walk(folder) if path.name != venv.COMPLETE)
+        if folder.exists()
+        and any(not venv.is_sealed(path, group) for path in walk(folder) if path.name != venv.COMPLETE)
     ]
     if not dry_run:
         for folder in wrong:
