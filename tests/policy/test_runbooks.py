@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -104,3 +105,14 @@ def test_every_command_is_run_by_a_test(page: str) -> None:
     followed = [texts for texts in modules().values() if page in texts]
     assert followed, f"no test follows {page}"
     assert {section for section in sections if not any(section in texts for texts in followed)} == set()
+
+
+def test_commands_are_those_of_a_careful_shell(tmp_path: Path) -> None:
+    """As shellcheck has it, which sees what no run of a test meets, such as a name with a space in it."""
+    for page in PAGES:
+        for step in forge_runbook.steps(read(page)):
+            (tmp_path / f"{page}.md:{step.line}").write_text(f"set -eu\n{step.commands}")
+    # GLOBIGNORE is a list of patterns.
+    command = ["shellcheck", "--shell=bash", "--exclude=SC2125", *map(str, sorted(tmp_path.iterdir()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == ""

@@ -52,10 +52,18 @@ FAULTS = {
     "journal flooded": expected("F603", page="journal-flooded"),
     "PostgreSQL stopped": expected("F501", page="database-down"),
     "PostgreSQL restarted": expected(),
+    "PostgreSQL killed": expected(),
+    "PostgreSQL's configuration broken": expected("F501", page="database-down", healed=120.0),
     "PostgreSQL out of connections": expected("F502", page="too-many-database-connections"),
     "Vault sealed during a restart": expected("F401", page="vault-unreachable-or-sealed"),
+    "secret ids rejected": expected("F402", page="secret-id-expired"),
     "names do not resolve": expected("F608", page="network"),
+    "network gone": expected("F609", page="network"),
+    "clock not synchronised": expected("F607", page="clock"),
     "Nginx killed": expected(),
+    "Nginx stopped": expected("F801", page="nginx-down"),
+    "Nginx's configuration broken": expected("F801", "F802", page="nginx-down"),
+    "Nginx's configuration changed by hand": expected("F802", page="nginx-down", healed=120.0),
     "certificate expired": expected("F102", page="certificate-expiring"),
 }
 """Every fault, by its name in docs/reliability.md."""
