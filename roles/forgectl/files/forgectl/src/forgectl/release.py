@@ -97,11 +97,14 @@ def release(
     known = staging.records(layout)
     live = _live(known, present)
     staged, donor = _on_disk(known, digest, source_digest)
-    if staged and live and staged.id == live.id and _serves(layout, present) and not present.removed:
+    is_live = staged and live and staged.id == live.id and _serves(layout, present) and not present.removed
+    lacking = migration.lacking(layout, app, staged) if is_live and staged else []
+    if is_live and not lacking:
         return unchanged(app, "release", present)
     result = _begun(layout, app, present, "release", staged, live)
     if dry_run:
         plan = _release_plan(layout, app, present, live, staged, donor, archive, breaking)
+        plan = [f"migrate, since the database lacks it: {each.file}" for each in lacking] + plan
         if present.removed:
             plan.append(f"give {app.domain} back to Nginx: {present.removed.by} removed it at {present.removed.since}")
         return msgspec.structs.replace(result, upload_needed=donor is None, plan=plan)
