@@ -497,19 +497,24 @@ def doctor(name: str | None, as_json: bool) -> NoReturn:
 
 
 @forgectl.command()
-@click.option("--since", type=float, metavar="SECONDS", help="Unix time at which a run of a part of site.yml began.")
+@click.option("--since", type=float, metavar="SECONDS", help="Unix time at which the run of site.yml began.")
+@click.option("--whole", is_flag=True, help="It was one of all of site.yml.")
+@click.option("--accept", is_flag=True, help="Take all that is here for what provisioning left; for people.")
 @dry_run_option
 @json_option
-def provisioned(since: float | None, dry_run: bool, as_json: bool) -> None:
+def provisioned(since: float | None, whole: bool, accept: bool, dry_run: bool, as_json: bool) -> None:
     """Write down what provisioning left on this host, for doctor to find what changes; site.yml calls this at its end.
 
-    With --since only for what was changed from then on. No content is kept, only digests, modes and owners.
+    No content is kept, only digests, modes and owners. What was changed or added by hand before a run stays a
+    difference, until it is put right or accepted.
     """
     if os.geteuid() != 0:
         raise Refused("expected to be called by root; found another user; use sudo")
+    if since is None and not accept:
+        raise click.UsageError("say when the run began (--since), or that all that is here is right (--accept)")
     from forgectl.doctor import manifest
 
-    changed = manifest.record(Path("/"), since=since, dry_run=dry_run)
+    changed = manifest.record(Path("/"), since=since or 0.0, whole=whole, accept=accept, dry_run=dry_run)
     if as_json:
         _print_json({"changed": changed, "manifest": manifest.MANIFEST})
     else:

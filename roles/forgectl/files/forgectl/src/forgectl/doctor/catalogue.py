@@ -40,7 +40,7 @@ CATALOGUE = (
     Entry("F208", "command failed", "warning", "command-failed"),
     Entry("F209", "release changed or unreadable", "warning", "release-permissions"),
     Entry("F210", "file descriptors nearly used up", "warning", "file-descriptors"),
-    Entry("F211", "variables do not arrive", "critical", "variables-not-arriving"),
+    Entry("F211", "variables do not arrive", "warning", "variables-not-arriving"),
     Entry("F301", "lock held for long", "warning", "half-finished-release"),
     Entry("F302", "half-finished release", "warning", "half-finished-release"),
     Entry("F303", "maintenance page", "critical", "maintenance"),

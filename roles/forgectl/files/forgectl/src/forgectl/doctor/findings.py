@@ -31,7 +31,7 @@ class Finding:
     code: str
     subject: str
     title: str
-    evidence: tuple[str, ...]
+    evidence: Sequence[str]
     mend: str
     over: bool = False
 

@@ -4,8 +4,8 @@ It holds digests, modes and owners, no content: the files that bear Ansible's ma
 of a few folders whose every file takes effect, and the kernel's settings as they were then. What forgectl itself
 writes is not in it: descriptions, inputs and drop-ins are compared with the releases that they belong to.
 
-A run of only a part of site.yml wrote what has changed since its beginning; for everything else the older word counts,
-so that it does not take for granted what somebody changed by hand before.
+A run answers for what has changed since it began; for everything else the older word counts, so that no run takes for
+granted what somebody changed or added by hand before. A whole run also forgets what it wrote no more and is gone.
 """
 
 import grp
@@ -51,8 +51,11 @@ ELSEWHERE = (
 WHOLE = ("etc/nginx/forge/*.conf", "etc/nginx/conf.d/*.conf", "etc/ssh/sshd_config.d/*.conf", "etc/sudoers.d/*")
 UNITS = ("etc/systemd/system", "etc/systemd/system.control")
 OWN_UNITS = ("forge-*", "nginx.service", "postgresql*.service", "fail2ban.service")
-MADE_BY_FORGECTL = re.compile(rb"# Made by forgectl|# Part of each release of ")
+# What forgectl writes, and compares with the releases that it is of.
+OWN_DROP_IN, OWN_UNIT = "release.conf", b"# Made by forgectl"
 SYSCTL = "etc/sysctl.d/90-forge.conf"
+# How differences begin, or end, that are not of a file which site.yml writes.
+SETTING, ADDED = "kernel setting", "was added"
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -98,18 +101,20 @@ def load(root: Path = Path("/")) -> Manifest | None:
         ) from error
 
 
-def record(root: Path, *, since: float | None, dry_run: bool = False) -> bool:
-    """Write down what is there; `since` (Unix time) is when a run of a part began, None for a whole one.
+def record(root: Path, *, since: float, whole: bool = False, accept: bool = False, dry_run: bool = False) -> bool:
+    """Write down what a run that began at `since` (Unix time) left; `whole` where it was one of all of site.yml.
+
+    With `accept`, all that is there is taken for what provisioning left.
 
     Returns:
-        Whether that is another than before. Of a part, on a host where there was no whole run yet, nothing is written.
+        Whether that is another than before. Where no whole run came to its end yet, one of a part writes nothing.
     """
     before = load(root)
-    if before is None and since is not None:
+    if before is None and not (whole or accept):
         return False
     files, settings = scan(root), kernel(root)
-    if before is not None and since is not None:
-        files = _merged(root, before.files, files, since)
+    if before is not None and not accept:
+        files = _merged(root, before.files, files, since, whole)
         if not _touched(root / SYSCTL, since):
             settings = before.settings
     found = Manifest(now(), person(), names(root), files, settings)
@@ -134,13 +139,13 @@ def differences(root: Path, manifest: Manifest, out_of_service: Iterable[str] = 
         elif how := _changed(was, mark):
             found.append(Difference(f"/{name}", how))
     found += [
-        Difference(f"/{name}", "was added")
+        Difference(f"/{name}", ADDED)
         for name in _effective(root, manifest.apps)
         if name not in manifest.files and not any(_belongs(name, app) for app in gone)
     ]
     present = kernel(root)
     found += [
-        Difference(f"kernel setting {name}", f"is {present.get(name, 'gone')} and was {was}")
+        Difference(f"{SETTING} {name}", f"is {present.get(name, 'gone')} and was {was}")
         for name, was in manifest.settings.items()
         if present.get(name) != was
     ]
@@ -176,7 +181,7 @@ def _marked(root: Path) -> Iterator[str]:
         folders[:] = [each for each in folders if os.path.join(inside, each) not in LEFT_OUT]  # noqa: PTH118
         for file in files:
             name = os.path.join(inside, file)  # noqa: PTH118
-            if file.endswith((".removed", ".new", "~", ".swp")):
+            if file == OWN_DROP_IN or file.endswith((".removed", ".new", "~", ".swp")):
                 continue
             path = root / name
             if path.is_symlink():
@@ -184,7 +189,7 @@ def _marked(root: Path) -> Iterator[str]:
                     yield name
                 continue
             head = _head(path)
-            if ("forge" in name or MARK in head) and not MADE_BY_FORGECTL.search(head):
+            if ("forge" in name or MARK in head) and OWN_UNIT not in head:
                 yield name
 
 
@@ -195,8 +200,7 @@ def _effective(root: Path, apps: Iterable[str]) -> Iterator[str]:
     units = [*OWN_UNITS, *(f"{app}{kind}" for app in apps for kind in ("@*", ".*", "-migrate@*", "-lease@*"))]
     for folder in UNITS:
         for unit in units:
-            # forgectl's own, compared with the release that it is of.
-            drop_ins = (path for path in root.glob(f"{folder}/{unit}.d/*.conf") if path.name != "release.conf")
+            drop_ins = (path for path in root.glob(f"{folder}/{unit}.d/*.conf") if path.name != OWN_DROP_IN)
             masked = (path for path in root.glob(f"{folder}/{unit}") if path.is_symlink())
             yield from (str(path.relative_to(root)) for path in (*drop_ins, *masked))
 
@@ -238,15 +242,17 @@ def _changed(was: Mark, present: Mark) -> str:
     return f"belongs to {present.owner}, not {was.owner}" if was.owner != present.owner else ""
 
 
-def _merged(root: Path, before: Mapping[str, Mark], present: Mapping[str, Mark], since: float) -> dict[str, Mark]:
-    """What a run of a part leaves: its own word for what it touched, the older one for the rest."""
+def _merged(
+    root: Path, before: Mapping[str, Mark], present: Mapping[str, Mark], since: float, whole: bool
+) -> dict[str, Mark]:
+    """What a run leaves: its own word for what it touched, the older one for the rest."""
     found = {}
     for name in sorted(before.keys() | present.keys()):
         was, mark = before.get(name), present.get(name)
-        if was == mark or (_touched(root / name, since) if mark else _touched((root / name).parent, since)):
-            chosen = mark
+        if mark:
+            chosen = mark if _touched(root / name, since) else was
         else:
-            chosen = was
+            chosen = None if whole or _touched((root / name).parent, since) else was
         if chosen:
             found[name] = chosen
     return found

@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import NamedTuple
 
-from forgectl.doctor.findings import HOST, Finding, Looked, Report, urgency
+from forgectl.doctor.findings import HOST, Finding, Looked, Outcome, Report, urgency
 from forgectl.doctor.sight import Sight, Unseen
 from forgectl.state import now
 
@@ -131,7 +131,7 @@ def _look(sight: Sight, running: _Running, done: "SimpleQueue[_Running]") -> Non
         why = str(error)
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
-    outcome = "failed" if why else "found" if running.findings else "ok"
+    outcome: Outcome = "failed" if why else "found" if running.findings else "ok"
     running.looked = Looked(running.check.name, time.monotonic() - running.began, outcome, why)
     done.put(running)
 

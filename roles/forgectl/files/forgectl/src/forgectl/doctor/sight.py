@@ -17,12 +17,14 @@ from forgectl import config, state
 from forgectl.config import App
 from forgectl.errors import ForgeError
 from forgectl.layout import SLOTS, Layout, names
-from forgectl.state import State
+from forgectl.state import Slotted, State
 
 # What a command gets; the checks that call it get a little more.
 COMMAND_SECONDS = 1.8
 HOUR = 3600.0
 NGINX = "nginx.service"
+# Whoever keeps the clock, by systemd's names on the supported distributions.
+CLOCKS = ("systemd-timesyncd.service", "chrony.service", "ntpsec.service", "ntp.service", "openntpd.service")
 PROPERTIES = (
     *("Id", "LoadState", "ActiveState", "SubState", "Result", "NRestarts", "ExecMainStatus", "MainPID", "Job"),
     *("UnitFileState", "ConditionResult", "InvocationID", "MemoryMax", "LimitNOFILE", "NeedDaemonReload"),
@@ -77,7 +79,7 @@ class AppSight:
         return self.state is not None and self.state.live is not None and not self.state.removed
 
     @property
-    def live(self) -> state.Slotted:
+    def live(self) -> Slotted:
         """Its live slot, of one in service."""
         if self.state is None or self.state.live is None:
             raise Unseen(f"{self.name} has no live release")
@@ -184,7 +186,7 @@ class Sight:
     @cached_property
     def _units(self) -> dict[str, dict[str, str]]:
         wanted = [NGINX, "forge-certificates.timer", "forge-certificates.service", "forge-reboot.timer"]
-        wanted += ["logrotate.timer", "logrotate.service", "systemd-journald.service", "systemd-timesyncd.service"]
+        wanted += ["logrotate.timer", "logrotate.service", *CLOCKS]
         wanted += ["apt-daily-upgrade.timer", "apt-daily-upgrade.service", "forge-firewall.service"]
         for app in self.apps:
             layout = app.layout
@@ -196,7 +198,8 @@ class Sight:
     def _show(self, units: Sequence[str]) -> dict[str, dict[str, str]]:
         output = self.run("systemctl", "show", "--property", ",".join(PROPERTIES), "--", *units)
         blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in output.strip().split("\n\n")]
-        return dict(zip(units, blocks, strict=True))
+        # Not each kind of unit has all of them.
+        return {unit: dict.fromkeys(PROPERTIES, "") | block for unit, block in zip(units, blocks, strict=True)}
 
     @cached_property
     def processes(self) -> Sequence[Process]:
@@ -245,6 +248,11 @@ def shorten(text: str, start: int = 120, end: int = 160) -> str:
 def ago(monotonic: str) -> float:
     """The seconds since one of systemd's times (microseconds, monotonic); infinite for never."""
     return time.clock_gettime(time.CLOCK_MONOTONIC) - int(monotonic) / 1e6 if monotonic.strip("0") else float("inf")
+
+
+def uptime() -> float:
+    """The seconds since this host was started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def span(seconds: float) -> str:

@@ -46,7 +46,7 @@ def certificates(sight: Sight) -> Iterator[Finding]:
             # That nobody answers is another finding.
             continue
         found = parse(sight, pem)
-        evidence = (f"{where}: {found.subject}, until {found.ends:%Y-%m-%d %H:%M} UTC",)
+        evidence = [f"{where}: {found.subject}, until {found.ends:%Y-%m-%d %H:%M} UTC"]
         if PLACEHOLDER in found.subject:
             title = f"clients of {domain} get a placeholder, which they refuse"
             yield Finding("F104", app.name, title, evidence, mend)
@@ -65,18 +65,18 @@ def renewal(sight: Sight) -> Iterator[Finding]:
         return
     timer, service = sight.unit("forge-certificates.timer"), sight.unit("forge-certificates.service")
     if timer["ActiveState"] != "active":
-        evidence = (f"forge-certificates.timer is {timer['ActiveState']}, {timer['UnitFileState'] or 'not there'}",)
+        evidence = [f"forge-certificates.timer is {timer['ActiveState']}, {timer['UnitFileState'] or 'not there'}"]
         mend = "sudo systemctl enable --now forge-certificates.timer"
         yield Finding("F103", HOST, "nobody looks after the certificates: the timer is off", evidence, mend)
     if service["Result"] not in ("success", ""):
-        evidence = (f"forge-certificates.service: {service['Result']}", *sight.last_words("forge-certificates.service"))
+        evidence = [f"forge-certificates.service: {service['Result']}", *sight.last_words("forge-certificates.service")]
         yield Finding("F103", HOST, "the last look at the certificates failed", evidence, RENEW)
     yield from _last_run(sight, described, service.get("InvocationID", ""))
     for app, domain in _domains(sight, described) if sight.is_root else ():
         path = f"/etc/nginx/tls/live/{app.name}.pem"
         on_disk, served = _leaf(sight.read(path)), _served(domain)
         if on_disk and served and ssl.PEM_cert_to_DER_cert(on_disk) != served:
-            evidence = (f"{path} holds another certificate than 127.0.0.1:443 gives for {domain}",)
+            evidence = [f"{path} holds another certificate than 127.0.0.1:443 gives for {domain}"]
             title = f"Nginx does not serve the newest certificate of {domain}"
             yield Finding("F103", app.name, title, evidence, "sudo systemctl reload nginx")
 
@@ -115,7 +115,7 @@ def _last_run(sight: Sight, described: dict[str, Any], invocation: str) -> Itera
         path = sight.at(f"/etc/nginx/tls/live/{name}.pem")
         mended = path.exists() and path.lstat().st_mtime > moment(entry)
         if name in described.get("apps", {}) and not mended:
-            evidence = (f"journal of forge-certificates.service: {shorten(text)}",)
+            evidence = [f"journal of forge-certificates.service: {shorten(text)}"]
             yield Finding("F103", name, "its certificate could not be renewed", evidence, RENEW)
 
 

@@ -27,5 +27,5 @@ def commands(sight: Sight) -> Iterator[Finding]:
                 problem = f"it does not run ({unit['ActiveState']}, {unit['Result']}{restarts})"
             if problem:
                 again = f"sudo systemctl start {timer if 'timer' in problem else service}"
-                evidence = (f"{service}: {unit['ActiveState']} ({unit['Result']})", *sight.last_words(service))
+                evidence = [f"{service}: {unit['ActiveState']} ({unit['Result']})", *sight.last_words(service)]
                 yield Finding("F208", app.name, f"command {name}: {problem}", evidence, again)

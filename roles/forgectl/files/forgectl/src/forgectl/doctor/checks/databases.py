@@ -43,7 +43,11 @@ def databases(sight: Sight) -> Iterator[Finding]:
             if why:
                 title = f"its database at {where} is unreachable: {why}"
                 yield Finding(
-                    "F501", app.name, title, (f"connect to {where}: {why}",), f"nc -vz {where.replace(':', ' ')}"
+                    "F501",
+                    app.name,
+                    title,
+                    (f"connect to {where}: {why}",),
+                    f"timeout 5 bash -c '</dev/tcp/{where.replace(':', '/')}'",
                 )
 
 
@@ -59,14 +63,14 @@ def _local(sight: Sight, users: Sequence[tuple[AppSight, App]]) -> Iterator[Find
         words = str(error).strip().splitlines()
         why = words[-1].strip() if words else type(error).__name__
         if TOO_MANY in str(error):
-            evidence = (f"connect as the administrator: {why}",)
+            evidence = [f"connect as the administrator: {why}"]
             yield Finding(
                 "F502", HOST, "PostgreSQL has no connection left, not even for its administrator", evidence, _MORE
             )
             return
         cluster = "postgresql@*.service"
         state = sight.attempt("systemctl", "list-units", "--all", "--plain", "--no-legend", cluster).stdout.split()
-        evidence = (f"{database.ADMINISTRATION}: {why}", f"{cluster}: {' '.join(state[:4]) or 'no such unit'}")
+        evidence = [f"{database.ADMINISTRATION}: {why}", f"{cluster}: {' '.join(state[:4]) or 'no such unit'}"]
         for app, _ in users:
             title = f"its database is unreachable: {why}"
             yield Finding("F501", app.name, title, evidence, "sudo systemctl start postgresql")
@@ -75,7 +79,7 @@ def _local(sight: Sight, users: Sequence[tuple[AppSight, App]]) -> Iterator[Find
         yield from _schema(app, its)
 
 
-_MORE = "sudo systemctl restart postgresql"
+_MORE = "sudo runuser --user=postgres -- psql --command='TABLE pg_stat_activity'"
 
 
 def _connections(
@@ -85,13 +89,13 @@ def _connections(
     if used >= NEAR * left:
         who = [f"{name}: {number}" for name, number in connection.execute(WHO).fetchall()]
         title = f"{used} of the {left} connections that PostgreSQL has for apps are taken"
-        evidence = (f"max_connections {most}, of which {reserved} for superusers", *who)
+        evidence = [f"max_connections {most}, of which {reserved} for superusers", *who]
         yield Finding("F502", HOST, title, evidence, _MORE)
     server = Server("local", most, "max_connections", EXPORTER, RESERVED)
     planned = budget(server, [(app.name, its.workers.count, _demand(its)) for app, its in users])
     if planned.spare < 0:
         title = f"the apps of this host may open {planned.required} connections, and PostgreSQL has {most}"
-        evidence = (planned.arithmetic, f"max_connections: {most}")
+        evidence = [planned.arithmetic, f"max_connections: {most}"]
         yield Finding("F502", HOST, title, evidence, "ansible-playbook -i inventory/production site.yml")
 
 
@@ -126,10 +130,10 @@ def _schema(app: AppSight, its: App) -> Iterator[Finding]:
     if present in (sorted(expected), sorted(brought or expected)):
         return
     title = f"its database is at {_listed(present)}, and its live release was made for {_listed(expected)}"
-    evidence = (
+    evidence = [
         f"alembic_version of {its.database.name}: {_listed(present)}",
         f"release.json of {app.live.release}: {_listed(expected)}",
-    )
+    ]
     yield Finding("F304", app.name, title, evidence, "ansible-playbook -i inventory/production playbooks/deploy.yml")
 
 

@@ -1,6 +1,6 @@
 """Whether what provisioning left is still as it was, and what forgectl wrote is what its releases say."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from forgectl.doctor import manifest
@@ -25,7 +25,7 @@ def files(sight: Sight) -> Iterator[Finding]:
             evidence.append(f"{manifest.MANIFEST}: as site.yml left it at {known.at}, run by {known.by}")
             few = ", ".join(each.what for each in found[:2]) + (" ..." if len(found) > 2 else "")
             title = f"{len(found)} not as site.yml left {'it' if len(found) == 1 else 'them'}: {few}"
-            yield Finding("F006", HOST, title, tuple(evidence), PROVISION)
+            yield Finding("F006", HOST, title, evidence, _mend(found))
     for app in sight.apps:
         yield from _of_app(sight, app)
 
@@ -34,10 +34,19 @@ def firewall(sight: Sight) -> Iterator[Finding]:
     """F006: whether the kernel has the firewall, which a file alone does not make."""
     path = "/etc/forge/firewall.nft"
     if sight.at(path).exists() and "table inet forge" not in sight.run("nft", "list", "tables"):
-        evidence = (f"{path} is there", "nft list tables: no table inet forge")
+        evidence = [f"{path} is there", "nft list tables: no table inet forge"]
         yield Finding(
             "F006", HOST, "the firewall is not loaded", evidence, "sudo systemctl restart forge-firewall.service"
         )
+
+
+def _mend(found: Sequence[manifest.Difference]) -> str:
+    """What site.yml does not put right, since it did not write it, is put right here."""
+    if all(each.how == manifest.ADDED for each in found):
+        return f"sudo mv --backup=numbered {found[0].what} /root/"
+    if all(each.what.startswith(manifest.SETTING) for each in found):
+        return f"sudo /usr/lib/systemd/systemd-sysctl /{manifest.SYSCTL}"
+    return PROVISION
 
 
 def _of_app(sight: Sight, app: AppSight) -> Iterator[Finding]:
@@ -47,7 +56,7 @@ def _of_app(sight: Sight, app: AppSight) -> Iterator[Finding]:
         release, drop_in = layout.slot_release(slot), layout.drop_in(slot)
         if release is None or not drop_in.exists():
             continue
-        if drop_in.read_bytes() != (layout.releases / release / "slot.conf").read_bytes():
+        if not _same(layout.releases / release / "slot.conf", drop_in.read_bytes()):
             evidence.append(f"{drop_in} is not the slot.conf of {release}, which it was copied from")
     stale = [unit for unit in _units(app) if sight.unit(unit).get("NeedDaemonReload") == "yes"]
     if stale:

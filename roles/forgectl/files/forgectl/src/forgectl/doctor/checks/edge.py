@@ -35,11 +35,11 @@ def nginx(sight: Sight) -> Iterator[Finding]:
     """F801: the unit, and whether somebody listens."""
     unit = sight.unit(NGINX)
     if unit["ActiveState"] not in ("active", "reloading"):
-        evidence = (f"{NGINX} is {unit['ActiveState']} ({unit['Result']})", *sight.last_words(NGINX))
+        evidence = [f"{NGINX} is {unit['ActiveState']} ({unit['Result']})", *sight.last_words(NGINX)]
         yield Finding("F801", HOST, f"Nginx is {unit['ActiveState']}", evidence, "sudo systemctl start nginx")
         return
     if deaf := [f"127.0.0.1:{port}: {why}" for port in PORTS if (why := _refused(port))]:
-        evidence = (f"{NGINX} is active", *deaf)
+        evidence = [f"{NGINX} is active", *deaf]
         yield Finding("F801", HOST, "Nginx runs and does not answer", evidence, "sudo systemctl restart nginx")
 
 
@@ -68,10 +68,10 @@ def errors(sight: Sight) -> Iterator[Finding]:
         most = max(set(paths), key=paths.count)
         kinds = sorted({line.status for line in failed})
         title = f"{len(failed)} of {len(lines)} answers of the last hour were 5xx ({len(failed) / len(lines):.1%})"
-        evidence = (
+        evidence = [
             f"{app.layout.access_log}: status {', '.join(map(str, kinds))}; most often {most} ({paths.count(most)})",
             f"of the newest {len(newest)} requests, {still} failed",
-        )
+        ]
         yield Finding("F803", app.name, title, evidence, f"sudo forgectl rollback {app.name}", over=not still)
 
 

@@ -29,7 +29,7 @@ def exposure(sight: Sight) -> Iterator[Finding]:
         subject, limit = limits.get(unit, (HOST, 10.0))
         if score > limit:
             title = f"{unit} is exposed to {score}, and provisioned to {limit} at most"
-            evidence = (f"systemd-analyze security {unit}: {score}",)
+            evidence = [f"systemd-analyze security {unit}: {score}"]
             mend = (
                 f"sudo forgectl recycle {subject}"
                 if subject != HOST

@@ -30,7 +30,7 @@ def memory(sight: Sight) -> Iterator[Finding]:
     if swap and problems and free < (1 - SWAP_USED) * swap:
         problems.append(f"{size(swap - free)} of {size(swap)} swap are used")
     if problems:
-        evidence = (f"/proc/meminfo: MemAvailable {size(available)} of {size(total)}", *problems)
+        evidence = [f"/proc/meminfo: MemAvailable {size(available)} of {size(total)}", *problems]
         mend = "sudo systemctl status --no-pager --lines=0 system.slice"
         yield Finding("F606", HOST, problems[0], evidence, mend)
     kernel = sight.journal("_TRANSPORT=kernel", "PRIORITY=3", since=HOUR, lines=200)
@@ -39,5 +39,5 @@ def memory(sight: Sight) -> Iterator[Finding]:
         title = (
             f"the host ran out of memory {len(killed)} times in the last hour; killed: {', '.join(sorted(set(killed)))}"
         )
-        evidence = tuple(shorten(message(entry)) for entry in kernel if KILLED.search(message(entry)))[-3:]
+        evidence = [shorten(message(entry)) for entry in kernel if KILLED.search(message(entry))][-3:]
         yield Finding("F204", HOST, title, evidence, "sudo forgectl status", over=len(killed) < 3)

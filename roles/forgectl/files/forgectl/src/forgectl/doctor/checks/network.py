@@ -10,13 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from forgectl.doctor.findings import HOST, Finding
-from forgectl.doctor.sight import Sight
+from forgectl.doctor.sight import CLOCKS, Sight, uptime
 
 ANSWER_SECONDS = 1.5
 DNS_PORT = 53
 UP = ("up", "unknown")
-# Whoever keeps the clock, by systemd's names on the supported distributions.
-KEEPERS = ("systemd-timesyncd.service", "chrony.service", "ntpsec.service", "ntp.service", "openntpd.service")
 # So long a fresh host may take to agree with its servers.
 SETTLE_SECONDS = 900.0
 
@@ -29,13 +27,13 @@ def network(sight: Sight) -> Iterator[Finding]:
             with suppress(OSError):
                 links[folder.name] = (folder / "operstate").read_text().strip()
     states = ", ".join(f"{name} {state}" for name, state in links.items()) or "none"
-    evidence = (f"/sys/class/net: {states}",)
+    evidence = [f"/sys/class/net: {states}"]
     mend = "sudo systemctl restart networking.service"
     if not any(state in UP for state in links.values()):
         yield Finding("F609", HOST, f"no interface is up ({states})", evidence, mend)
     elif not _default_route(sight):
         yield Finding(
-            "F609", HOST, "there is no way out: no default route", (*evidence, "/proc/net/route: no default"), mend
+            "F609", HOST, "there is no way out: no default route", [*evidence, "/proc/net/route: no default"], mend
         )
 
 
@@ -49,26 +47,28 @@ def names(sight: Sight) -> Iterator[Finding]:
         return
     why = _silence(servers, ANSWER_SECONDS * sight.patience)
     if why:
-        evidence = (f"{where}: {', '.join(servers)}", *(f"{server}: {reason}" for server, reason in why.items()))
+        evidence = [f"{where}: {', '.join(servers)}", *(f"{server}: {reason}" for server, reason in why.items())]
         mend = "sudo systemctl restart systemd-resolved.service" if "127.0.0.53" in servers else f"cat {where}"
         yield Finding("F608", HOST, f"no name server answers ({', '.join(servers)})", evidence, mend)
 
 
 def clock(sight: Sight) -> Iterator[Finding]:
     """F607: whether somebody keeps the clock, and the kernel agrees. In a container it is the machine's."""
-    timesyncd = sight.unit(KEEPERS[0])
-    running = [name for name in KEEPERS if sight.unit(name)["ActiveState"] == "active"]
-    left_out = timesyncd["ConditionResult"] == "no" and sight.at("/run/systemd/container").exists()
+    timesyncd = sight.unit(CLOCKS[0])
+    running = [name for name in CLOCKS if sight.unit(name)["ActiveState"] == "active"]
+    # systemd itself does not start it there.
+    wanted = (timesyncd["LoadState"], timesyncd["UnitFileState"]) == ("loaded", "enabled")
+    left_out = wanted and timesyncd["ConditionResult"] == "no" and sight.at("/run/systemd/container").exists()
     if not running and left_out:
         return
     mend = "sudo systemctl enable --now systemd-timesyncd.service"
     if not running:
-        evidence = (f"{KEEPERS[0]}: {timesyncd['ActiveState']}, {timesyncd['UnitFileState']}",)
+        evidence = [f"{CLOCKS[0]}: {timesyncd['ActiveState']}, {timesyncd['UnitFileState']}"]
         yield Finding("F607", HOST, "nobody keeps the clock", evidence, mend)
         return
     said = sight.run("timedatectl", "show", "--property=NTPSynchronized", "--value").strip()
-    if said == "no" and time.clock_gettime(time.CLOCK_BOOTTIME) > SETTLE_SECONDS:
-        evidence = (f"{running[0]} runs", "timedatectl: NTPSynchronized=no")
+    if said == "no" and uptime() > SETTLE_SECONDS:
+        evidence = [f"{running[0]} runs", "timedatectl: NTPSynchronized=no"]
         mend = f"sudo systemctl restart {running[0]}"
         yield Finding("F607", HOST, "the clock is not synchronised: no time server answers", evidence, mend)
 

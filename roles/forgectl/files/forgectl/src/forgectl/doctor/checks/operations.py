@@ -17,7 +17,7 @@ def operations(sight: Sight) -> Iterator[Finding]:
         holder = lock.holder(app.layout)
         held = time.time() - holder.since if holder else 0.0
         if holder and held > HELD_SECONDS:
-            evidence = (f"{app.layout.state_dir}/lock: {holder}",)
+            evidence = [f"{app.layout.state_dir}/lock: {holder}"]
             title = f"its lock has been held for {span(held)}: {holder.reason} by {holder.by}"
             mend = f"sudo systemctl status {holder.pid}"
             yield Finding("F301", app.name, title, evidence, mend)
@@ -29,15 +29,15 @@ def operations(sight: Sight) -> Iterator[Finding]:
         watched = sight.unit(app.layout.watch_unit())["ActiveState"] in ("active", "activating", "deactivating")
         # Watching and draining go on by themselves.
         if operation and (operation.phase in ("maintenance", "starting") or not watched):
-            evidence = (
+            evidence = [
                 f"{app.layout.state_dir}/state.json: {operation.phase} {operation.release} since {operation.began}",
                 f"{app.layout.watch_unit()}: {'runs' if watched else 'does not run'}; nobody holds the lock",
-            )
+            ]
             title = f"a {operation.action} of {operation.release} was left half-way ({operation.phase})"
             yield Finding("F302", app.name, title, evidence, f"sudo forgectl recover {app.name}")
         if removed and not removed.done:
             what = "purge" if removed.purging else "remove"
-            evidence = (f"{app.layout.state_dir}/state.json: removed since {removed.since} by {removed.by}, not done",)
+            evidence = [f"{app.layout.state_dir}/state.json: removed since {removed.since} by {removed.by}, not done"]
             yield Finding("F302", app.name, f"a {what} was left half-way", evidence, f"sudo forgectl {what} {app.name}")
 
 
@@ -50,14 +50,14 @@ def maintenance(sight: Sight) -> Iterator[Finding]:
             continue
         mend = f"sudo forgectl maintenance {app.name} off"
         if present and present.maintenance:
-            evidence = (f"{app.layout.state_dir}/state.json: {present.maintenance}",)
+            evidence = [f"{app.layout.state_dir}/state.json: {present.maintenance}"]
             title = f"clients get the maintenance page of a breaking migration: {present.maintenance}"
             yield Finding("F303", app.name, title, evidence, f"sudo forgectl recover {app.name}")
         elif present and present.closed:
             closed = present.closed
             why = f": {closed.reason}" if closed.reason else ""
-            evidence = (f"{app.layout.state_dir}/state.json: closed since {closed.since} by {closed.by}{why}",)
+            evidence = [f"{app.layout.state_dir}/state.json: closed since {closed.since} by {closed.by}{why}"]
             yield Finding("F303", app.name, f"maintenance mode is on since {closed.since}{why}", evidence, mend)
         elif shown:
-            evidence = (f"{page} is there", "the state tells of no maintenance" if present else "only root reads why")
+            evidence = [f"{page} is there", "the state tells of no maintenance" if present else "only root reads why"]
             yield Finding("F303", app.name, "clients get the maintenance page", evidence, mend)

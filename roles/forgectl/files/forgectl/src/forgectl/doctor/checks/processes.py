@@ -11,13 +11,14 @@ from forgectl.doctor.findings import HOST, Finding
 from forgectl.doctor.sight import HOUR, NGINX, AppSight, Process, Sight, ago, message, moment, shorten, size
 
 # systemd's message of a unit that lost a process to the kernel (SD_MESSAGE_UNIT_OUT_OF_MEMORY of sd-messages.h).
-OUT_OF_MEMORY = "fe6faa94e7774663a0da52717891d8ef"
+OUT_OF_MEMORY = "fe6faa94e7774663a0da52717891d8ef"  # pragma: allowlist secret
 # What Gunicorn's master says of its workers.
 TIMED_OUT = re.compile(r"WORKER TIMEOUT \(pid:(\d+)\)")
 KILLED = re.compile(r"Worker \(pid:(\d+)\) was sent SIGKILL")
 # One that is over and was replaced is for the record; several, or one just now, are not.
 OFTEN, NOW_SECONDS = 3, 30.0
-NEAR = 0.9
+# Recycling comes before that.
+NEAR = 0.85
 DESCRIPTORS_NEAR = 0.8
 # A worker's loop wakes ten times a second (uvicorn's main loop), whether there are requests or not.
 WATCHED_SECONDS = 1.0
@@ -67,7 +68,7 @@ def memory(sight: Sight) -> Iterator[Finding]:
         used = systemd.memory(app.service)
         if used >= NEAR * int(limit):
             title = f"its workers have {size(used)} of the {size(int(limit))} that they may have"
-            evidence = (f"{app.service}: MemoryMax={size(int(limit))}; /proc/PID/smaps_rollup: Pss_Anon {size(used)}",)
+            evidence = [f"{app.service}: MemoryMax={size(int(limit))}; /proc/PID/smaps_rollup: Pss_Anon {size(used)}"]
             yield Finding("F206", app.name, title, evidence, f"sudo forgectl recycle {app.name}")
 
 

@@ -17,14 +17,14 @@ def provisioned(sight: Sight) -> Iterator[Finding]:
         return
     if not sight.at(MANIFEST).exists():
         names = ", ".join(app.name for app in sight.apps)
-        evidence = (f"{MANIFEST}: none, which is the last that site.yml writes", f"apps that are described: {names}")
+        evidence = [f"{MANIFEST}: none, which is the last that site.yml writes", f"apps that are described: {names}"]
         yield Finding("F004", HOST, "site.yml never ran to its end here", evidence, PROVISION)
     for app in sight.apps:
         state = app.state
         if state and state.live is None and state.operation is None and not (state.removed or state.maintenance):
             last = state.last_cutover
             how = f"the last try ended {last.outcome} at {last.at}: {last.reason}" if last else "there was no try"
-            evidence = (f"{app.layout.state_dir}/state.json: no live release; {how}",)
+            evidence = [f"{app.layout.state_dir}/state.json: no live release; {how}"]
             yield Finding("F004", app.name, "it is described, and no release of it ever served", evidence, PROVISION)
 
 

@@ -23,7 +23,7 @@ def intact(sight: Sight) -> Iterator[Finding]:
         folder = app.layout.releases / app.live.release
         mend = f"sudo forgectl rollback {app.name}"
         if not folder.is_dir():
-            evidence = (f"{folder}: no such folder",)
+            evidence = [f"{folder}: no such folder"]
             yield Finding("F209", app.name, f"its live release {app.live.release} is gone", evidence, mend)
             continue
         problems, small = _modes(app, folder)
@@ -56,9 +56,9 @@ def variables(sight: Sight) -> Iterator[Finding]:
         missing = sorted({*app.running.settings, *app.running.variables} - present)
         if missing:
             title = f"{len(missing)} variables of its release are not in its environment: {', '.join(missing)}"
-            evidence = (
+            evidence = [
                 f"/proc/{pid}/environ of {app.service} has {len(present)} names; {app.live.release} needs more",
-            )
+            ]
             yield Finding("F211", app.name, title, evidence, f"sudo forgectl recycle {app.name}")
 
 

@@ -17,6 +17,8 @@ HEALTH_SECONDS = 1.2
 HEALTHY = (200, 429, 472, 473)
 # Below the third at which a rotate identity, or site.yml, gets the next.
 ENDING = 0.3
+SEALED = "is sealed"
+UNSEAL = "bao operator unseal"
 DELIVER = "ansible-playbook -i inventory/production site.yml --tags forgectl,secrets"
 
 
@@ -33,8 +35,9 @@ def secrets(sight: Sight) -> Iterator[Finding]:
                 health[address] = _trouble(its, HEALTH_SECONDS * sight.patience)
             if health[address]:
                 title = f"Vault at {address} {health[address]}; what runs goes on, what starts waits for it"
-                evidence = (f"GET {address}/v1/sys/health: {health[address]}",)
-                yield Finding("F401", app.name, title, evidence, "bao operator unseal")
+                evidence = [f"GET {address}/v1/sys/health: {health[address]}"]
+                sealed = health[address] == SEALED
+                yield Finding("F401", app.name, title, evidence, UNSEAL if sealed else _check(app))
                 continue
         yield from _versions(app, its)
 
@@ -58,9 +61,9 @@ def secret_ids(sight: Sight) -> Iterator[Finding]:
                 continue
             expires, issued = (datetime.fromisoformat(each) for each in (record.expires, record.issued))
             left, life = (expires - datetime.now(UTC)).total_seconds(), (expires - issued).total_seconds()
-            evidence = (
+            evidence = [
                 f"{app.layout.state_dir}/identities.json: {name}, issued {record.issued}, until {record.expires}",
-            )
+            ]
             if left <= 0:
                 title = f"the secret id of its {name} identity ended at {record.expires}"
                 yield Finding("F402", app.name, title, evidence, DELIVER)
@@ -76,17 +79,17 @@ def _versions(app: AppSight, its: App) -> Iterator[Finding]:
         return
     rotate = f"sudo forgectl secrets rotate {app.name}"
     try:
-        newest = identity.fetch(app.layout, its, "app").version
+        newest = identity.fetch(app.layout, its, "app", lease_user=False).version
     except SecretsError as error:
-        evidence = (f"a login as its app identity: {error.state}", str(error))
+        evidence = [f"a login as its app identity: {error.state}", str(error)]
         if error.state in ("unreachable", "untrusted", "sealed"):
-            yield Finding("F401", app.name, str(error), evidence, "bao operator unseal")
+            yield Finding("F401", app.name, str(error), evidence, _check(app))
         elif error.version and error.version != live.secrets:
             title = f"version {error.version} of its secrets is no good, and {present.serving_secrets} serves: {error}"
-            yield Finding("F405", app.name, title, evidence, f"sudo forgectl secrets check {app.name}")
+            yield Finding("F405", app.name, title, evidence, _check(app))
         elif error.version or error.state == "incomplete":
             title = f"its secrets lack what its live release needs: {error}"
-            yield Finding("F211", app.name, title, evidence, f"sudo forgectl secrets check {app.name}")
+            yield Finding("F211", app.name, title, evidence, _check(app))
         else:
             yield Finding("F402", app.name, str(error), evidence, _mend(its.secrets.rotation is not None, error, app))
         return
@@ -98,8 +101,12 @@ def _versions(app: AppSight, its: App) -> Iterator[Finding]:
         yield Finding("F405", app.name, title, (f"history: {refused.reason}",), rotate)
     else:
         title = f"version {newest} of its secrets is there, and version {live.secrets} serves"
-        evidence = (f"newest version: {newest}", f"{app.layout.state_dir}/state.json: version {live.secrets}")
+        evidence = [f"newest version: {newest}", f"{app.layout.state_dir}/state.json: version {live.secrets}"]
         yield Finding("F404", app.name, title, evidence, rotate)
+
+
+def _check(app: AppSight) -> str:
+    return f"sudo forgectl secrets check {app.name}"
 
 
 def _mend(rotates: bool, error: SecretsError, app: AppSight) -> str:
@@ -123,4 +130,4 @@ def _trouble(its: App, seconds: float, healthy: Sequence[int] = HEALTHY) -> str:
         connection.close()
     if status in healthy:
         return ""
-    return {503: "is sealed", 501: "is not initialised"}.get(status, f"answers {status}")
+    return {503: SEALED, 501: "is not initialised"}.get(status, f"answers {status}")

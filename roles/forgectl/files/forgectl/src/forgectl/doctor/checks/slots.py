@@ -6,14 +6,16 @@ from collections.abc import Iterator
 
 from forgectl import slots as asking
 from forgectl.doctor.findings import Finding
-from forgectl.doctor.sight import AppSight, Sight, ago, span
+from forgectl.doctor.sight import HOUR, AppSight, Sight, ago, moment, span
 
-# So many restarts, and the last one so near, are a loop and no accident.
-RESTARTS, LOOP_SECONDS, HOUR = 3, 600.0, 3600.0
+# So many restarts at about the same distance are a loop, until it has run for twice that.
+RESTARTS, DISTANCES, LEAST_SECONDS = 3, 2, 10.0
+# SD_MESSAGE_UNIT_RESTART_SCHEDULED of sd-messages.h.
+RESTARTED = "5eb03494b6584870a536b337290809b3"  # pragma: allowlist secret
 PROBE_SECONDS = 1.6
 SOCKET_MODE, SOCKET_GROUP = 0o660, "www-data"
 # What the launcher and the servers say when something that they read is not there.
-MISSING = ("is missing at", "is empty; ", "is not a string", "validation error", "KeyError: '")
+MISSING = ("is missing at", "has nothing at", "is empty; ", "is not a string", "validation error", "KeyError: '")
 
 
 def services(sight: Sight) -> Iterator[Finding]:
@@ -36,7 +38,7 @@ def services(sight: Sight) -> Iterator[Finding]:
             if state == "activating" and not restarts and unit["SubState"] != "auto-restart":
                 what = "is still starting"
             yield Finding("F201", app.name, f"its live service {what} ({unit['Result']})", (facts, *words), mend)
-        elif restarts >= RESTARTS and since < LOOP_SECONDS:
+        elif restarts >= RESTARTS and since < _loop(sight, app.service):
             title = f"its live service was restarted {restarts} times, last {span(since)} ago"
             yield Finding("F201", app.name, title, (facts, *sight.last_words(app.service)), mend)
         elif restarts and since < HOUR:
@@ -57,7 +59,7 @@ def readiness(sight: Sight) -> Iterator[Finding]:
                 f"answers {status}" if status else f"does not answer within {PROBE_SECONDS * sight.patience:.1f} s"
             )
             title = f"it runs and is not ready: {its.readiness} {answers}"
-            evidence = (f"GET {its.ready_path or '/'} on {path}: {answers}", *sight.last_words(app.service))
+            evidence = [f"GET {its.ready_path or '/'} on {path}: {answers}", *sight.last_words(app.service)]
             yield Finding("F202", app.name, title, evidence, f"sudo forgectl recycle {app.name}")
 
 
@@ -67,6 +69,13 @@ def sockets(sight: Sight) -> Iterator[Finding]:
         problems = list(_socket_problems(sight, app))
         if problems:
             yield Finding("F203", app.name, problems[0], tuple(problems), f"sudo forgectl boot {app.name}")
+
+
+def _loop(sight: Sight, unit: str) -> float:
+    """The seconds after its last restart within which a unit that was restarted several times may end once more."""
+    times = [moment(entry) for entry in sight.journal(f"MESSAGE_ID={RESTARTED}", f"UNIT={unit}", lines=RESTARTS)]
+    distance = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+    return max(LEAST_SECONDS, DISTANCES * distance)
 
 
 def _socket_problems(sight: Sight, app: AppSight) -> Iterator[str]:

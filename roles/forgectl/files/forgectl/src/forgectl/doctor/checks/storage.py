@@ -31,14 +31,14 @@ def disks(sight: Sight) -> Iterator[Finding]:
     """F601, F602 and F605: every file system of this host that can be written to."""
     for mount in mounts(sight):
         with suppress(OSError):
-            status = os.statvfs(sight.at(mount.path))
+            status = _room(sight, mount.path)
             total, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
             # What root alone may still write is nobody's.
             usable = total - (status.f_bfree - status.f_bavail) * status.f_frsize
             if usable and free < LEFT * usable and free < LEFT_BYTES:
                 used = f"{1 - free / usable:.0%} full" if free else "full"
                 title = f"{mount.path} is {used}: {size(free)} of {size(usable)} left"
-                evidence = (f"statvfs {mount.path} ({mount.kind}): {free} of {usable} bytes free",)
+                evidence = [f"statvfs {mount.path} ({mount.kind}): {free} of {usable} bytes free"]
                 if mount.path == "/tmp":
                     yield Finding("F605", HOST, title, evidence, "sudo du -xhd1 /tmp")
                 else:
@@ -47,7 +47,7 @@ def disks(sight: Sight) -> Iterator[Finding]:
                     )
             if status.f_files and status.f_favail < INODES_LEFT * status.f_files:
                 title = f"{mount.path} has {status.f_favail} of {status.f_files} inodes left"
-                evidence = (f"statvfs {mount.path} ({mount.kind}): {status.f_favail} of {status.f_files} files free",)
+                evidence = [f"statvfs {mount.path} ({mount.kind}): {status.f_favail} of {status.f_files} files free"]
                 yield Finding("F602", HOST, title, evidence, f"sudo du -x --inodes -d2 {mount.path}")
 
 
@@ -61,11 +61,18 @@ def mounts(sight: Sight) -> list[Mount]:
             continue
         with suppress(OSError):
             # Of what is mounted over another, the later one counts, which is the one that the path leads to.
-            status = os.statvfs(sight.at(path))
-            key = (os.stat(sight.at(path)).st_dev, status.f_blocks)  # noqa: PTH116
+            key = _device(sight, path), _room(sight, path).f_blocks
             if key not in found or len(path) < len(found[key].path):
                 found[key] = Mount(path, kind)
     return list(found.values())
+
+
+def _room(sight: Sight, path: str) -> os.statvfs_result:
+    return os.statvfs(sight.at(path))
+
+
+def _device(sight: Sight, path: str) -> int:
+    return sight.at(path).stat().st_dev
 
 
 def _is_system(path: str) -> bool:

@@ -23,7 +23,7 @@ def units(sight: Sight) -> Iterator[Finding]:
     for unit in failed:
         owner = next((app for app in sight.apps if _is_of(unit, app)), None)
         if unit.startswith("forge-alerts"):
-            evidence = (f"{unit} failed", *sight.last_words(unit))
+            evidence = [f"{unit} failed", *sight.last_words(unit)]
             yield Finding(
                 "F804", HOST, f"alerts are not delivered: {unit} failed", evidence, f"sudo systemctl restart {unit}"
             )
@@ -34,7 +34,7 @@ def units(sight: Sight) -> Iterator[Finding]:
     for subject, timer in _timers(sight):
         found = sight.unit(timer)
         if found["UnitFileState"] == "enabled" and found["ActiveState"] != "active":
-            evidence = (f"{timer}: {found['ActiveState']}, though it is enabled",)
+            evidence = [f"{timer}: {found['ActiveState']}, though it is enabled"]
             yield Finding("F704", subject, f"{timer} does not run", evidence, f"sudo systemctl start {timer}")
 
 
@@ -49,12 +49,12 @@ def alerts(sight: Sight) -> Iterator[Finding]:
             title = (
                 f"no alert gets through by {path.stem}, after {failing['attempts']} attempts: {failing.get('error')}"
             )
-            evidence = (f"{path}: failing since {failing.get('since')}",)
+            evidence = [f"{path}: failing since {failing.get('since')}"]
             yield Finding("F804", HOST, title, evidence, "sudo systemctl restart forge-alerts.service")
 
 
 def _failed(sight: Sight, unit: str, subject: str) -> Finding:
-    evidence = (f"{unit}: failed ({sight.unit(unit)['Result']})", *sight.last_words(unit))
+    evidence = [f"{unit}: failed ({sight.unit(unit)['Result']})", *sight.last_words(unit)]
     return Finding("F704", subject, f"{unit} failed", evidence, f"sudo systemctl restart {unit}")
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 from forgectl.doctor.findings import HOST, Finding
-from forgectl.doctor.sight import Sight
+from forgectl.doctor.sight import Sight, uptime
 
 DAY = 86400.0
 CONFIG = "/etc/apt/apt.conf.d/52forge-unattended-upgrades"
@@ -24,17 +24,17 @@ def updates(sight: Sight) -> Iterator[Finding]:
         return
     timer, service = sight.unit("apt-daily-upgrade.timer"), sight.unit("apt-daily-upgrade.service")
     if timer["ActiveState"] != "active":
-        evidence = (f"apt-daily-upgrade.timer is {timer['ActiveState']}, {timer['UnitFileState']}",)
+        evidence = [f"apt-daily-upgrade.timer is {timer['ActiveState']}, {timer['UnitFileState']}"]
         mend = "sudo systemctl enable --now apt-daily-upgrade.timer"
         yield Finding("F702", HOST, "nobody installs security updates: the timer is off", evidence, mend)
     if service["Result"] not in ("success", ""):
-        evidence = (f"apt-daily-upgrade.service: {service['Result']}", *sight.last_words("apt-daily-upgrade.service"))
+        evidence = [f"apt-daily-upgrade.service: {service['Result']}", *sight.last_words("apt-daily-upgrade.service")]
         yield Finding("F702", HOST, "the last installation of security updates failed", evidence, UPGRADE)
     installed = _age(sight, CONFIG)
     for path, what in ((FETCHED, "package lists were last fetched"), (RAN, "security updates were last installed")):
         age = _age(sight, path)
         # A host that was off, or is new, makes up for it in its next night.
-        up = time.clock_gettime(time.CLOCK_BOOTTIME)
+        up = uptime()
         if min(age, installed, up) > LATE_DAYS * DAY:
             when = f"{age / DAY:.0f} days ago" if age < float("inf") else "never"
             yield Finding("F702", HOST, f"{what} {when}", (f"{path}: {when}", f"see {LOG}"), UPGRADE)
