@@ -23,8 +23,8 @@ STATE = ROOT / ".cache" / "reliability"
 PAGE = ROOT / "docs" / "reliability.md"
 DISTRIBUTIONS = {"bookworm": "Debian 12", "trixie": "Debian 13"}
 SCENARIO = "operations"
-LATE_SECONDS = 1.0
-"""A p99 above this is something that clients notice."""
+LATE_SECONDS, LATE_TIMES = 2.0, 5.0
+"""A p99 above this, and so many times above what it was before, is something that clients notice."""
 
 Line = dict[str, Any]
 Lines = dict[tuple[str, str], Line]
@@ -85,7 +85,7 @@ def clients(line: Line) -> str:
     if line["failed"]:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(line["kinds"].items()))
         said.append(f"{line['failed']} of {line['requests']} failed within {line['outage']:g} s ({kinds})")
-    if line["p99"] > max(LATE_SECONDS, line["p99_before"]):
+    if line["p99"] > max(LATE_SECONDS, LATE_TIMES * line["p99_before"]):
         said.append(f"p99 {line['p99']:.1f} s")
     return "; ".join(said) or "nothing"
 

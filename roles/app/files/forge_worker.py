@@ -156,11 +156,11 @@ class ForgeWorker(UvicornWorker):  # type: ignore[misc]
     def init_signals(self) -> None:
         """Reset what Gunicorn's master catches, and have a worker that is killed with SIGABRT say where it stood.
 
-        Gunicorn sends that to one whose event loop stands still, and so may a person. Files, lines and functions are
-        told, and no value.
+        Gunicorn sends that to one whose event loop stands still, and so may a person. Files, lines and functions of the
+        thread with the loop are told, and no value.
         """
         super().init_signals()
-        faulthandler.enable()
+        faulthandler.enable(all_threads=False)
 
     async def _serve(self) -> None:
         # As in the parent, with this server in place of uvicorn's.
