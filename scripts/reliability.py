@@ -47,11 +47,11 @@ def cause(distribution: str, results: Path) -> None:
         )
 
 
-def read(text: str) -> Lines:
+def read(text: str, *, whole: bool = True) -> Lines:
     """Take the last line of each fault.
 
     Raises:
-        DemoError: there is none of a fault.
+        DemoError: there is none of a fault, and there have to be all.
     """
     found = {(line["distribution"], line["fault"]): line for line in map(json.loads, text.splitlines())}
     wanted = [(distribution, fault) for distribution in DISTRIBUTIONS for fault in FAULTS]
@@ -69,8 +69,11 @@ def tables(lines: Lines) -> str:
     head = "fault | clients saw | doctor said | healed | acknowledged events, lost"
     parts = [f"{datetime.now(UTC):%Y-%m-%d}."]
     for distribution, name in DISTRIBUTIONS.items():
-        rows = [row(lines[distribution, fault]) for fault in FAULTS]
-        parts += [f"### {name}", page.table(head, rows, numbers=False)]
+        rows = [row(lines[distribution, fault]) for fault in FAULTS if (distribution, fault) in lines]
+        if rows:
+            parts += [f"### {name}", page.table(head, rows, numbers=False)]
+        if missing := [fault for fault in FAULTS if (distribution, fault) not in lines]:
+            parts.append(f"Not caused on {name} in this run: {', '.join(missing)}.")
     return "\n\n".join(parts)
 
 
@@ -105,7 +108,7 @@ def healed(line: Line) -> str:
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="make reliability", description=__doc__)
-    parser.add_argument("--results", type=Path, help="write the tables from results that are there, and run nothing")
+    parser.add_argument("--results", type=Path, help="write the tables of what is there, and run nothing")
     arguments = parser.parse_args()
 
     def work() -> None:
@@ -116,7 +119,11 @@ def main() -> int:
             results.unlink(missing_ok=True)
             for distribution in DISTRIBUTIONS:
                 cause(distribution, results)
-        page.write("reliability", tables(read(results.read_text() if results.exists() else "")), PAGE)
+        page.write(
+            "reliability",
+            tables(read(results.read_text() if results.exists() else "", whole=not arguments.results)),
+            PAGE,
+        )
         print(f"done: {PAGE}, {results}")
 
     return int(guarded(work, "Stopped."))

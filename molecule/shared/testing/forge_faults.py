@@ -66,16 +66,15 @@ class Fault(Event):
 
     def look(self) -> set[str]:
         """Ask doctor, and return the codes of what was not there before; also of what has passed, which is a note."""
-        known = {(each["code"], each["subject"], each["title"]) for each in self.before}
-        found = doctor()["findings"]
-        new = {each["code"] for each in found if (each["code"], each["subject"], each["title"]) not in known}
-        for code in new:
-            self.said.setdefault(code, time.time() - self.began)
+        known = {(each["code"], each["subject"]) for each in self.before}
         ours = {(each["code"], each["subject"]) for each in self.before if severe(each)}
-        self.left = sorted(
-            {each["code"] for each in found if severe(each) and (each["code"], each["subject"]) not in ours}
-        )
-        return new
+        found = doctor()["findings"]
+        # What was a note, as of a fault that is over, and is one no more, is new.
+        new = [each for each in found if (each["code"], each["subject"]) not in (ours if severe(each) else known)]
+        self.left = sorted({each["code"] for each in new if severe(each)})
+        for each in new:
+            self.said.setdefault(each["code"], time.time() - self.began)
+        return {each["code"] for each in new}
 
     def clean(self) -> bool:
         """Whether doctor finds no more than before that anybody has to mend."""
