@@ -55,9 +55,8 @@ def read(text: str, *, whole: bool = True) -> Lines:
     """
     found = {(line["distribution"], line["fault"]): line for line in map(json.loads, text.splitlines())}
     wanted = [(distribution, fault) for distribution in DISTRIBUTIONS for fault in FAULTS]
-    if missing := [
-        f"{fault} on {distribution}" for distribution, fault in wanted if (distribution, fault) not in found
-    ]:
+    missing = [f"{fault} on {distribution}" for distribution, fault in wanted if (distribution, fault) not in found]
+    if missing and whole:
         raise DemoError(
             f"Expected: every fault on every distribution. Found: none of {', '.join(missing)}. Do: read {STATE}/*.log."
         )
