@@ -262,6 +262,7 @@ class TestOperations:
         ("phase", "watch", "expected"),
         [
             ("starting", "inactive", ["F302"]),
+            ("starting", "active", ["F302"]),
             ("maintenance", "inactive", ["F302"]),
             ("watching", "active", []),
             ("draining", "activating", []),
@@ -360,6 +361,15 @@ class TestProcesses:
         assert found.code == "F207"
         assert found.title == "the event loop of 1 of its 3 workers stands still while the CPU idles"
         assert f"worker {running[0].pid} " in found.evidence[0]
+
+    def test_a_loop_that_only_works_is_not_asleep(self, sight: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On a core of its own it gives the CPU to nobody, either."""
+        seconds = iter([1.0, 2.0, 2.0, 2.05])
+        monkeypatch.setattr(processes, "WATCHED_SECONDS", 0.0)
+        monkeypatch.setattr(processes, "_workers", lambda *_: [Process(7, 1, "inbox@blue.service", "gunicorn")])
+        monkeypatch.setattr(processes, "_turns", lambda *_: processes.Turns(5, next(seconds)))
+        assert codes(processes.event_loops, sight) == []
+        assert codes(processes.event_loops, sight) == ["F207"]
 
 
 class TestReleases:
@@ -466,7 +476,8 @@ class TestSecrets:
     def test_sealed_and_unreachable(self, signed_in: Callable[..., list[Finding]], sealed_bao: Bao, bao: Bao) -> None:
         """Without a login, which would only wait."""
         (found,) = signed_in("x", server=sealed_bao)
-        assert (found.code, "is sealed" in found.title) == ("F401", True)
+        assert (found.code, "is sealed" in found.title, found.mend) == ("F401", True, "bao operator unseal")
+        assert found.evidence[0].startswith("GET ")
         gone = SimpleNamespace(address="https://127.0.0.1:1", ca_file=bao.ca_file, role_id="", secret_id=str)
         (found,) = signed_in("x", server=gone)
         assert (found.code, "is unreachable" in found.title) == ("F401", True)
@@ -816,7 +827,8 @@ class TestNetwork:
         assert codes(network.network, sight) == ["F609"]
         write(sight, "/proc/net/route", head + "eth0\t00000000\t0100580A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n")
         assert codes(network.network, sight) == []
-        write(sight, "/proc/net/route", head)
+        write(sight, "/proc/net/route", head + "*\t00000000\t00000000\t0200\t0\t0\t0\t00000000\t0\t0\t0\n")
+        assert codes(network.network, sight) == ["F609"]
         zero = "0" * 32
         write(sight, "/proc/net/ipv6_route", f"{zero} 00 {zero} 00 {zero} ffffffff 1 0 00200200 lo\n")
         assert codes(network.network, sight) == ["F609"]
@@ -862,6 +874,7 @@ class TestUpdates:
         config = write(sight, updates.CONFIG, 'APT::Periodic::Unattended-Upgrade "1";\n')
         assert codes(updates.updates, sight) == []
         monkeypatch.setattr(updates, "uptime", lambda: 1e9)
+        assert codes(updates.updates, sight) == []
         os.utime(config, (0, 0))
         found = list(updates.updates(sight))
         assert [each.title for each in found] == [
@@ -976,6 +989,8 @@ class TestDrift:
         assert "is not the slot.conf of" in only(drift.files, sight).title
         shutil.copy(released / "slot.conf", layout.drop_in("blue"))
         sight.states["inbox@blue.service"] = {"NeedDaemonReload": "yes"}
+        assert codes(drift.files, sight) == []
+        sight.states["nginx.service"] = {"NeedDaemonReload": "yes"}
         assert "NeedDaemonReload=yes" in only(drift.files, sight).title
 
     @pytest.mark.usefixtures("released")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 from forge_diagnosis import CLEAN, WARNING, brief, codes, doctor, told
-from forge_runbook import Runbooks
 from forge_scenario import playbook
 from testinfra.host import Host
 
@@ -64,7 +63,7 @@ def test_it_gets_the_cpu_after_whatever_serves(host: Host) -> None:
     assert "/forge-doctor-" in shown["ControlGroup"]
 
 
-def test_somebody_without_root(host: Host, runbooks: Runbooks) -> None:
+def test_somebody_without_root(host: Host) -> None:
     """What anybody may see, and by name what was not looked at; no traceback."""
     run = host.run("runuser --user nobody -- /usr/local/sbin/forgectl doctor --json")
     found = json.loads(run.stdout)
@@ -74,10 +73,9 @@ def test_somebody_without_root(host: Host, runbooks: Runbooks) -> None:
     skipped = {each["name"] for each in found["checks"] if each["outcome"] == "skipped"}
     assert skipped == set(unseen.removeprefix("not seen: ").split(", "))
     assert {"disks", "certificates", "network", "nginx", "units"}.isdisjoint(skipped)
-    runbooks.follow("not-provisioned", "Somebody without root")
 
 
-def test_a_check_that_hangs(host: Host, runbooks: Runbooks) -> None:
+def test_a_check_that_hangs(host: Host) -> None:
     """They are named, with the reason; everything else is looked at."""
     host.check_output(
         "mkdir /root/fake && printf '#!/bin/sh\\nsleep 60\\n' > /root/fake/nft && chmod +x /root/fake/nft"
@@ -92,7 +90,6 @@ def test_a_check_that_hangs(host: Host, runbooks: Runbooks) -> None:
     assert outcomes == {"firewall": "failed", "certificates": "failed"}
     titles = " ".join(each["title"] for each in found["findings"])
     assert "nft list did not end within" in titles
-    runbooks.follow("not-provisioned", "A check could not look")
 
 
 def test_the_run_before_wrote_down_all_that_there_is(host: Host) -> None:

@@ -191,7 +191,9 @@ class Sight:
         for app in self.apps:
             layout = app.layout
             for slot in SLOTS:
-                wanted += [layout.service(slot), layout.socket_unit(slot), *layout.command_units(slot)]
+                # Of one that never ran a release there is no [Service], of which systemd would complain.
+                if layout.drop_in(slot).exists():
+                    wanted += [layout.service(slot), layout.socket_unit(slot), *layout.command_units(slot)]
             wanted += [*layout.timed_units(), *layout.timers(), layout.watch_unit(), layout.boot_unit()]
         return self._show(wanted)
 

@@ -50,7 +50,7 @@ CHECKS = (
     Check("descriptors", processes.descriptors, root=True),
     Check("variables", releases.variables, root=True),
     Check("operations", operations.operations, root=True),
-    Check("maintenance", operations.maintenance),
+    Check("maintenance", operations.maintenance, root=True),
     Check("disks", storage.disks, anywhere=True),
     Check("rotation", logs.rotation),
     Check("memory", memory.memory, anywhere=True),

@@ -157,4 +157,4 @@ def _leaf(text: str) -> str:
 
 
 def _days(number: float) -> str:
-    return f"{number:.0f} days" if number >= 2 else f"{number * 24:.0f} hours"
+    return f"{int(number)} days" if number >= 2 else f"{number * 24:.0f} hours"

@@ -7,7 +7,6 @@ from forgectl.doctor import manifest
 from forgectl.doctor.checks.provisioning import PROVISION
 from forgectl.doctor.findings import HOST, Finding
 from forgectl.doctor.sight import NGINX, AppSight, Sight
-from forgectl.layout import SLOTS
 from forgectl.staging import INPUTS
 
 SHOWN = 10
@@ -52,11 +51,10 @@ def _mend(found: Sequence[manifest.Difference]) -> str:
 def _of_app(sight: Sight, app: AppSight) -> Iterator[Finding]:
     layout = app.layout
     evidence = []
-    for slot in SLOTS:
-        release, drop_in = layout.slot_release(slot), layout.drop_in(slot)
-        if release is None or not drop_in.exists():
-            continue
-        if not _same(layout.releases / release / "slot.conf", drop_in.read_bytes()):
+    if app.in_service:
+        # That of the idle slot is written anew before it starts.
+        release, drop_in = app.live.release, layout.drop_in(app.live.slot)
+        if not _same(layout.releases / release / "slot.conf", drop_in.read_bytes() if drop_in.exists() else b""):
             evidence.append(f"{drop_in} is not the slot.conf of {release}, which it was copied from")
     stale = [unit for unit in _units(app) if sight.unit(unit).get("NeedDaemonReload") == "yes"]
     if stale:
@@ -80,8 +78,9 @@ def _of_app(sight: Sight, app: AppSight) -> Iterator[Finding]:
 
 def _units(app: AppSight) -> list[str]:
     layout = app.layout
-    live = [app.service, layout.socket_unit(app.live.slot)] if app.in_service else []
-    return [*live, layout.boot_unit(), *layout.timers(), NGINX]
+    # Of a service whose properties were set while it runs, as a cutover sets its weight, systemd 252 says so at all times.
+    sockets = [layout.socket_unit(app.live.slot)] if app.in_service else []
+    return [*sockets, layout.boot_unit(), *layout.timers(), NGINX]
 
 
 def _unreleased(app: AppSight) -> list[str]:
@@ -93,8 +92,6 @@ def _unreleased(app: AppSight) -> list[str]:
     best = list(files)
     for release in reversed(releases):
         other = [name for name, data in present.items() if not _same(release / name, data)]
-        if not other:
-            return []
         best = min(best, other, key=len)
     return [layout.description.name if name == "settings.toml" else f"{app.name}.d/{name}" for name in best]
 
