@@ -146,6 +146,7 @@ def test_memory_that_grows(
     assert happening.hurt == []
 
 
+@pytest.mark.exhaustive
 def test_file_descriptors(
     status: Status, faulty: str, client: httpx.Client, fault: FaultContext, runbooks: Runbooks
 ) -> None:
@@ -162,6 +163,7 @@ def test_file_descriptors(
     assert status()["live"]["release"] == faulty
 
 
+@pytest.mark.exhaustive
 def test_event_loop(faulty: str, client: httpx.Client, fault: FaultContext, runbooks: Runbooks) -> None:
     """All workers stand still: who does is found, says where, and is replaced."""
     page = "event-loop-blocked"
@@ -223,6 +225,7 @@ def shorter_heartbeat(host: Host) -> Iterator[None]:
         host.check_output("mv /root/gunicorn.conf.py %s", path)
 
 
+@pytest.mark.exhaustive
 def test_master_killed(host: Host, status: Status, fault: FaultContext) -> None:
     """systemd starts another one, on the socket that it kept open."""
     unit = service(status)
@@ -305,6 +308,7 @@ def test_release_permissions(host: Host, status: Status, fault: FaultContext, ru
     assert status()["live"] == live
 
 
+@pytest.mark.exhaustive
 def test_variables(host: Host, vault: hvac.Client, status: Status, fault: FaultContext, runbooks: Runbooks) -> None:
     """Somebody deleted them in Vault, and then the app had to start."""
     page = "variables-not-arriving"
@@ -331,6 +335,7 @@ def test_release_without_its_variable(host: Host, status: Status, source: Path, 
     assert status()["live"] == before
 
 
+@pytest.mark.exhaustive
 def test_service_exits(host: Host, status: Status, faulty: str, fault: FaultContext, runbooks: Runbooks) -> None:
     """What it needs has changed under a release that was well: the one before serves."""
     page = "service-exits-right-after-start"
@@ -359,6 +364,7 @@ time.sleep(3600)
 """
 
 
+@pytest.mark.exhaustive
 def test_address(host: Host, status: Status, fault: FaultContext, runbooks: Runbooks) -> None:
     """Nginx is led to a stranger, who is sent away."""
     page = "address-already-in-use"
@@ -383,6 +389,7 @@ LOCKER = """
 """
 
 
+@pytest.mark.exhaustive
 def test_not_ready(host: Host, fault: FaultContext, runbooks: Runbooks) -> None:
     """Everybody waits for a lock, until whoever has it is sent away."""
     page = "live-but-not-ready"
@@ -398,6 +405,7 @@ def test_not_ready(host: Host, fault: FaultContext, runbooks: Runbooks) -> None:
     runbooks.follow(page, MENDED)
 
 
+@pytest.mark.exhaustive
 def test_errors_during_a_rollout(
     host: Host, status: Status, source: Path, fault: FaultContext, runbooks: Runbooks
 ) -> None:
@@ -477,6 +485,7 @@ def test_command(host: Host, fault: FaultContext, runbooks: Runbooks) -> None:
     assert happening.hurt == []
 
 
+@pytest.mark.exhaustive
 def test_secrets_not_in_service(
     host: Host, vault: hvac.Client, status: Status, fault: FaultContext, runbooks: Runbooks
 ) -> None:
