@@ -238,20 +238,29 @@ def lease(name: str, slot: str) -> None:
 @dry_run_option
 @json_option
 def recover(name: str, dry_run: bool, as_json: bool) -> None:
-    """Repair what an interrupted command left behind for app NAME; each command that changes something does so."""
+    """Repair what an interrupted command left behind for app NAME; each command that changes something does so.
+
+    It also gives the releases in the slots the owner and modes back with which they were staged.
+    """
     layout, app = _app(name)
     from forgectl import cutover, state
+    from forgectl import release as releases
 
     with _locked(layout, "recover", unless=dry_run):
         before = state.load(layout).operation
+        # First: what is started again has to be readable.
+        sealed = releases.put_right(layout, dry_run=dry_run)
         if not dry_run:
             cutover.recover(layout, app, _say)
         after = state.load(layout).operation
     found = f"{before.phase} {before.release}" if before else None
     if as_json:
-        _print_json({"app": name, "changed": before != after, "operation": found})
+        changed = before != after or (bool(sealed) and not dry_run)
+        _print_json({"app": name, "changed": changed, "operation": found, "permissions": sealed})
     else:
-        click.echo(f"{name}: {found} was under way" if found else f"{name}: nothing to repair")
+        lines = [f"{name}: {each} had other permissions than it was staged with" for each in sealed]
+        lines += [f"{name}: {found} was under way"] if found else []
+        click.echo("\n".join(lines) or f"{name}: nothing to repair")
 
 
 @forgectl.command()

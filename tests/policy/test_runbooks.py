@@ -1,0 +1,119 @@
+"""docs/runbooks/: a page for every finding of doctor, of one shape, in an index, with commands that a test has run."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import forge_reliability
+import forge_runbook
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docs" / "runbooks"
+CATALOGUE = ROOT / "roles/forgectl/files/forgectl/src/forgectl/doctor/catalogue.py"
+SHAPE = [
+    "What you see",
+    "What it means",
+    "What clients notice",
+    "Look",
+    "Mend",
+    "See that it is mended",
+    "Prevent",
+]
+PAGES = sorted(path.stem for path in FOLDER.glob("*.md") if path.stem != "README")
+INDEX = (FOLDER / "README.md").read_text()
+
+
+def read(page: str) -> str:
+    """Return a page as it is."""
+    return (FOLDER / f"{page}.md").read_text()
+
+
+@cache
+def catalogue() -> dict[str, list[str]]:
+    """Return code, name, severity and page of every finding, from doctor's one table."""
+    rows = [
+        [str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)]
+        for node in ast.walk(ast.parse(CATALOGUE.read_text()))
+        if isinstance(node, ast.Call)
+    ]
+    return {row[0]: row for row in rows if len(row) == 4 and re.fullmatch(r"F\d{3}", row[0])}
+
+
+@cache
+def modules() -> dict[str, set[str]]:
+    """Return the texts that each test module of the scenarios has in it, by its path."""
+    return {
+        str(path.relative_to(ROOT)): {
+            node.value
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        for path in sorted((ROOT / "molecule").glob("*/tests/test_*.py"))
+    }
+
+
+def test_every_finding_has_its_page() -> None:
+    """And no page is named that is not there."""
+    assert len(catalogue()) > 40
+    assert {code: page for code, _, _, page in catalogue().values() if page not in PAGES} == {}
+
+
+def test_every_fault_names_what_there_is() -> None:
+    """The codes that doctor has to say, and the page that mends it."""
+    faults = forge_reliability.FAULTS.values()
+    assert {code for fault in faults for code in fault.codes} - catalogue().keys() == set()
+    assert {fault.page for fault in faults if fault.page} - set(PAGES) == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_are_of_one_shape(page: str) -> None:
+    """One title and the same sections in the same order, with something in each."""
+    # A comment in a block is no heading; and a page that mends has commands for it.
+    text = forge_runbook.FENCE.sub(lambda block: "a block" if block["info"].startswith("sh on=") else "", read(page))
+    title, *rest = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
+    assert re.fullmatch(r"# .+\n\s*", title)
+    assert rest[::2] == SHAPE
+    sections = dict(zip(rest[::2], rest[1::2], strict=True))
+    assert [title for title, content in sections.items() if not content.strip()] == []
+    assert "a block" in sections["Mend"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_is_found_by_what_somebody_sees(page: str) -> None:
+    symptoms = INDEX.partition("## By symptom")[2].partition("## By code")[0]
+    assert f"| [{page}.md]({page}.md) |" in symptoms
+
+
+def test_every_page_is_found_by_code() -> None:
+    """The index says of each finding what doctor does."""
+    rows = re.findall(r"^\| (F\d{3}) \| (.*) \| (.*) \| \[(.*)\]\(\4\.md\) \|$", INDEX, re.MULTILINE)
+    assert [list(row) for row in rows] == sorted(catalogue().values())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_is_run_by_a_test(page: str) -> None:
+    """One module of a scenario's tests names the page and each of its sections that has commands.
+
+    Whether they are run to the last, and do what the page says, those modules find out (Runbooks.left).
+    """
+    sections = {step.section for step in forge_runbook.steps(read(page))}
+    followed = [texts for texts in modules().values() if page in texts]
+    assert followed, f"no test follows {page}"
+    assert {section for section in sections if not any(section in texts for texts in followed)} == set()
+
+
+def test_commands_are_those_of_a_careful_shell(tmp_path: Path) -> None:
+    """As shellcheck has it, which sees what no run of a test meets, such as a name with a space in it."""
+    for page in PAGES:
+        for step in forge_runbook.steps(read(page)):
+            (tmp_path / f"{page}.md:{step.line}").write_text(f"set -eu\n{step.commands}")
+    # GLOBIGNORE is a list of patterns.
+    options = ("--shell=bash", "--severity=warning", "--exclude=SC2125")
+    command = ["shellcheck", *options, *map(str, sorted(tmp_path.iterdir()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == ""
