@@ -544,15 +544,15 @@ def by_command(argv: Sequence[str]) -> Send:
             )
         except OSError as error:
             raise Undelivered(f"{argv[0]}: {error.strerror}") from None
-        try:
-            _, said = process.communicate(message.text.encode(), timeout=COMMAND_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise Undelivered(f"{argv[0]} took more than {COMMAND_SECONDS:g} s") from None
-        finally:
-            # And whatever it has left behind.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with process:
+            try:
+                _, said = process.communicate(message.text.encode(), timeout=COMMAND_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise Undelivered(f"{argv[0]} took more than {COMMAND_SECONDS:g} s") from None
+            finally:
+                # And whatever it has left behind.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         if process.returncode:
             words = said.decode(errors="replace").strip().splitlines()[-1:]
             raise Undelivered(" ".join([f"{argv[0]} ended with {process.returncode}", *words]))
