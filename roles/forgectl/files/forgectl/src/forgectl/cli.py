@@ -776,7 +776,7 @@ def support_bundle(output: str | None, since: str, as_json: bool) -> None:
         raise click.UsageError(f"there is no folder {Path(output).absolute().parent}")
     data, manifest = support.bundle(since=since)
     if to_stdout:
-        click.get_binary_stream("stdout").write(data)
+        sys.stdout.buffer.write(data)
         return
     path = Path(output or f"{manifest['name']}.tar.gz").absolute()
     support.write(path, data)

@@ -16,7 +16,9 @@ from urllib.parse import quote, quote_plus, unquote, urlsplit
 # Shorter values are parts of ordinary words; and even shorter ones say nothing to anybody.
 SHORTEST, SHORTEST_ANYWHERE = 4, 8
 # What is no secret whatever it is the value of.
-COMMON = frozenset("true false null none yes no localhost postgres postgresql production staging development".split())
+COMMON = frozenset(
+    ["true", "false", "null", "none", "yes", "no", "localhost", "postgres", "postgresql", "production", "staging"]
+)
 # Of a value as long as this, a half of it is looked for as well.
 HALVED = 24
 
@@ -52,7 +54,7 @@ _SHAPES = (
         re.compile(
             r"(?:[?&]|%3F|%26)(?:[\w.-]{0,60}"
             + _NAME
-            + r"|key|sig|code|auth|jwt|session|sid)(?:=|%3D)(?P<secret>[^&\s\"'\\]+)",
+            + r"|key|sig|code|auth|jwt|session|sid)(?:=|%3D)(?P<secret>(?:(?!%26)[^&\s\"'\\])+)",
             _FLAGS,
         ),
     ),

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -111,7 +110,8 @@ def bundle(*, since: str, root: Path = Path("/"), parts: Sequence[Part] | None =
         "host": os.uname().nodename,
         "at": began.isoformat(timespec="seconds"),
         "by": person(),
-        "forgectl": version("forgectl"),
+        # Named after what it was made of.
+        "forgectl": Path(sys.prefix).name,
         "since": since,
         "note": NOTE,
         "parts": [],
@@ -377,7 +377,7 @@ def _run(command: Sequence[str], limit: int) -> Found:
 
 def _collected(part: Part, scrubber: Scrubber, *, late: bool) -> tuple[dict[str, Any], bytes | None]:
     """What the manifest says of a part, and the part; None of one that is left out."""
-    entry: dict[str, Any] = {"name": part.name, "what": part.what}
+    entry: dict[str, Any] = {"name": scrubber(part.name), "what": scrubber(part.what)}
     if late:
         return {**entry, "left_out": f"all of it took more than {SECONDS:g} s"}, None
     before = scrubber.counts.total()
@@ -422,7 +422,13 @@ def write(path: Path, data: bytes) -> None:
             with os.fdopen(descriptor, "wb", closefd=False) as file:
                 file.write(data)
             os.fsync(descriptor)
-            os.link(source, path, follow_symlinks=True)
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                # Python follows the link in /proc only where a folder is given, which an absolute path needs not.
+                os.link(source, path, src_dir_fd=folder, follow_symlinks=True)
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except FileExistsError:
         raise Refused(f"expected no file {path}; found one; name another with --output") from None
     except OSError as error:
@@ -431,7 +437,7 @@ def write(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _unnamed(path: Path) -> Iterator[tuple[int, str]]:
-    """A file beside `path` that is gone with whoever writes it, however that ends, and how a name can be given to it."""
+    """A file beside `path` that is gone with whoever writes it, and under what it can be linked to a name."""
     try:
         # https://man7.org/linux/man-pages/man2/open.2.html, O_TMPFILE
         descriptor, name = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o600), ""
