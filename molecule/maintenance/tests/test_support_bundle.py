@@ -8,14 +8,14 @@ import json
 import secrets
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
 import httpx
 import hvac
 import pytest
 from forge_receivers import mail_password, webhook_url
-from forge_scenario import CONTAINER, Status, podman, ready, secrets_at
+from forge_scenario import CONTAINER, Status, https_client, podman, ready, secrets_at
 from testinfra.host import Host
 
 BUNDLE = "/root/bundle.tar.gz"
@@ -45,13 +45,14 @@ def known(host: Host, vault: hvac.Client) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def planted(host: Host, known: dict[str, str], client_of_module: httpx.Client) -> dict[str, str]:
+def planted(host: Host, known: dict[str, str]) -> Iterator[dict[str, str]]:
     """All of them, wherever somebody may have put one: logs, URLs, configuration, units, the database's log."""
+    client = https_client(host)
     for value in known.values():
         text = f"{BYSTANDER} somebody logged {value} and {quote(value, safe='')} and {json.dumps(value)}"
         host.check_output("printf '%%s\\n' %s | systemd-cat --identifier=forge-test --priority=err", text)
-        host.check_output("systemd-run --quiet --collect --wait --unit=inbox@planted.service echo %s", text)
-        client_of_module.get(f"/{BYSTANDER}", params={"page": "2", "value": value})
+        host.check_output("systemd-run --quiet --collect --wait --unit=inbox.planted echo %s", text)
+        client.get(f"/{BYSTANDER}", params={"page": "2", "value": value})
         encoded = base64.b64encode(value.encode()).decode()
         host.check_output(
             "mkdir --parents /etc/systemd/system/nginx.service.d && printf '[Service]\\n# %%s\\n# %%s\\n' %s %s "
@@ -63,30 +64,18 @@ def planted(host: Host, known: dict[str, str], client_of_module: httpx.Client) -
         host.run("runuser --user=postgres -- psql --command %s", f"SELECT '{value}' FROM {BYSTANDER.replace('-', '_')}")
     shapes = f"{BYSTANDER} found {TOKEN} and {JWT} and {PEM} and postgresql://shop:{BYSTANDER}pw@db.example.com/shop"
     host.check_output("printf '%%s\\n' %s | systemd-cat --identifier=forge-test --priority=err", shapes)
-    client_of_module.get(f"/{BYSTANDER}", params={"page": "2", "access_token": f"{BYSTANDER}at"})
+    client.get(f"/{BYSTANDER}", params={"page": "2", "access_token": f"{BYSTANDER}at"})
+    client.close()
     host.check_output("journalctl --sync")
-    return known
+    yield known
+    placed = "/etc/forge/planted.env /etc/systemd/system/nginx.service.d/planted.conf"
+    host.check_output(f"rm --force {placed} {BUNDLE} && systemctl daemon-reload")
 
 
 @pytest.fixture(scope="module")
-def client_of_module(host: Host) -> httpx.Client:
-    """A client of the app through Nginx and TLS, for a whole module."""
-    from forge_scenario import https_client
-
-    return https_client(host)
-
-
-@pytest.fixture(scope="module")
-def bundle(host: Host, planted: dict[str, str], request: pytest.FixtureRequest) -> dict[str, str]:
+def bundle(host: Host, planted: dict[str, str]) -> dict[str, str]:
     """The files of a bundle, by name."""
     assert planted
-    request.addfinalizer(
-        lambda: host.check_output(
-            "rm --force /etc/forge/planted.env /etc/systemd/system/nginx.service.d/planted.conf %s; "
-            "systemctl daemon-reload",
-            BUNDLE,
-        )
-    )
     began = time.monotonic()
     said = json.loads(host.check_output("forgectl support-bundle --output %s --json", BUNDLE))
     print(f"{said['bytes'] // 1024} KiB in {time.monotonic() - began:.1f} s", said["manifest"]["scrubbed"])
