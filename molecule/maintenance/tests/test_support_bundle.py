@@ -62,7 +62,8 @@ def planted(host: Host, known: dict[str, str]) -> Iterator[dict[str, str]]:
         )
         host.check_output("printf 'X=%%s\\n' %s >> /etc/forge/planted.env", value)
         host.run("runuser --user=postgres -- psql --command %s", f"SELECT '{value}' FROM {BYSTANDER.replace('-', '_')}")
-    shapes = f"{BYSTANDER} found {TOKEN} and {JWT} and {PEM} and postgresql://shop:{BYSTANDER}pw@db.example.com/shop"
+    url = "postgresql://shop" + f":{BYSTANDER}pw" + "@db.example.com/shop"
+    shapes = f"{BYSTANDER} found {TOKEN} and {JWT} and {PEM} and {url}"
     host.check_output("printf '%%s\\n' %s | systemd-cat --identifier=forge-test --priority=err", shapes)
     client.get(f"/{BYSTANDER}", params={"page": "2", "access_token": f"{BYSTANDER}at"})
     client.close()
