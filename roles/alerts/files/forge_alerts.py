@@ -426,7 +426,7 @@ class Channel:
 
     def _take(self, batch: Batch, line: Line) -> None:
         batch.cursor = line.cursor
-        if line.key in self.state.sent and line.key not in batch.items:
+        if line.key not in batch.items and self._due(line.key) > self.now():
             batch.hold(line)
         else:
             batch.add(line)
