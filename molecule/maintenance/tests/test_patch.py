@@ -71,7 +71,7 @@ class Doctor:
     def answers(self, number: int, text: str, code: int) -> None:
         """Have it print a text at one of these times."""
         self._host.check_output(
-            f"printf %s %s > /srv/doctor/{number}.json && echo {code} > /srv/doctor/{number}.rc", text
+            f"printf %%s %s > /srv/doctor/{number}.json && echo {code} > /srv/doctor/{number}.rc", text
         )
 
 
@@ -79,7 +79,7 @@ class Doctor:
 def doctor(host: Host) -> Iterator[Doctor]:
     """One that finds what a test wants."""
     was = host.check_output("readlink %s", FORGECTL)
-    host.check_output(f"rm {FORGECTL} && printf %s %s > {FORGECTL} && chmod 0755 {FORGECTL}", DOCTOR)
+    host.check_output(f"rm {FORGECTL} && printf %%s %s > {FORGECTL} && chmod 0755 {FORGECTL}", DOCTOR)
     yield Doctor(host)
     host.check_output("ln --symbolic --force %s %s && rm --recursive --force /srv/doctor", was, FORGECTL)
 

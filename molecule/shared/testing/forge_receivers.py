@@ -90,8 +90,8 @@ class Receivers:
         self._host = host
         host.check_output(CERTIFICATE)
         for name, text in {"hook.py": HOOK, "mail.py": MAIL, "password": password}.items():
-            host.check_output(f"printf %s %s > {FOLDER}/{name}", text)
-        host.check_output(f"printf %s %s > {PAGER} && chmod 0755 {PAGER}", PAGE)
+            host.check_output(f"printf %%s %s > {FOLDER}/{name}", text)
+        host.check_output(f"printf %%s %s > {PAGER} && chmod 0755 {PAGER}", PAGE)
         self.start()
 
     def start(self, *names: str) -> None:
