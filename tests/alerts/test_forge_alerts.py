@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -42,8 +44,9 @@ HOOK = "/services/" + "T0" * 6
 
 # journalctl, as far as it is asked here: entries of a file from a cursor on, then those that come.
 JOURNALCTL = """
-import json, sys, time
+import json, os, sys, time
 path, options = sys.argv[1], sys.argv[2:]
+open(path + ".pid", "w").write(str(os.getpid()))
 cursor = next((each.partition("=")[2] for each in options if each.startswith("--cursor=")), None)
 follow = "--follow" in options
 file = open(path)
@@ -111,6 +114,10 @@ class Fake:
             raise Undelivered("it is away")
         self.messages.append(message)
 
+    def kill(self) -> None:
+        """End the journalctl that follows it."""
+        os.kill(int(self.path.with_name("journal.pid").read_text()), signal.SIGKILL)
+
     def texts(self) -> list[str]:
         """All lines that arrived."""
         return [each["text"] for message in self.messages for each in message.document["alerts"]]
@@ -121,6 +128,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for seconds."""
     monkeypatch.setattr(forge_alerts, "GATHER_SECONDS", 0.05)
     monkeypatch.setattr(forge_alerts, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(forge_alerts, "SETTLED_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -354,10 +362,23 @@ def test_journalctl_that_ends_is_begun_again(fake: Fake) -> None:
     with Running(fake) as channel:
         fake.write("ALERT inbox: one")
         until(lambda: fake.messages)
-        subprocess.run(["pkill", "--full", str(fake.path)], check=True)
+        fake.kill()
         fake.write("ALERT inbox: two")
         until(lambda: len(fake.messages) == 2)
     assert channel.state.cursor.startswith("s=aa")
+
+
+def test_a_journal_that_can_not_be_read_is_seen(fake: Fake) -> None:
+    """By doctor, as a receiver that fails is; and it is over when it is."""
+    with Running(fake) as channel:
+        channel.program = ["/bin/sh", "-c", "exit 3"]
+        fake.kill()
+        until(lambda: (fake.state["failing"] or {}).get("attempts", 0) >= 2)
+        assert fake.state["failing"]["error"] == "journalctl ended with 3"
+        channel.program = fake.program
+        until(lambda: fake.state["failing"] is None)
+        fake.write("ALERT inbox: one")
+        until(lambda: fake.messages)
 
 
 @pytest.mark.parametrize(

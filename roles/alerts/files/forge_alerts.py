@@ -62,6 +62,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0
 # A receiver that is away for moments is nothing to tell the others.
 TOLD_AFTER = 4
 WEBHOOK_SECONDS, MAIL_SECONDS, COMMAND_SECONDS = 15.0, 30.0, 60.0
+# A journal that can be read for so long can be read.
+SETTLED_SECONDS = 5.0
 # How long a channel without anything to do sleeps at most.
 IDLE_SECONDS = 3600.0
 ERROR_LENGTH = 300
@@ -295,6 +297,7 @@ class Journal:
         self._fd = self._process.stdout.fileno()
         self._rest = b""
         self._raw: deque[bytes] = deque()
+        self._next: Line | None = None
 
     def __enter__(self) -> Journal:
         return self
@@ -303,12 +306,25 @@ class Journal:
         self._process.kill()
         self._process.communicate()
 
+    def waits(self, seconds: float) -> bool:
+        """Whether an alert is there, or comes in time; it is not taken.
+
+        Raises:
+            Ended: journalctl has ended.
+        """
+        if self._next is None:
+            self._next = self.read(seconds)
+        return self._next is not None
+
     def read(self, seconds: float) -> Line | None:
         """Give the next alert; None when none came in time, or it is over.
 
         Raises:
             Ended: journalctl has ended.
         """
+        if self._next:
+            taken, self._next = self._next, None
+            return taken
         deadline = time.monotonic() + seconds
         while True:
             while self._raw:
@@ -324,7 +340,7 @@ class Journal:
                 continue
             chunk = os.read(self._fd, 1 << 16)
             if not chunk:
-                raise Ended
+                raise Ended(f"journalctl ended with {self._process.wait()}")
             *whole, self._rest = (self._rest + chunk).split(b"\n")
             self._raw.extend(whole)
 
@@ -378,16 +394,26 @@ class Channel:
             # What was said before there was anybody to tell is history.
             self.state.cursor = newest(self.program)
         self.state.save(self.path)
+        pause = FIRST_PAUSE
         while not self.stop.wait(0):
+            began = self.now()
             try:
                 with Journal(self.state.cursor, self.stop, self.program) as journal:
                     self.follow(journal)
-            except Ended:
-                say(f"{self.name}: journalctl has ended; again in {FIRST_PAUSE:g} s")
-                self.stop.wait(FIRST_PAUSE)
+            except Ended as error:
+                before = self.state.failing or {"since": began, "attempts": 0}
+                self.state.failing = {**before, "attempts": before["attempts"] + 1, "error": str(error)}
+                self.state.save(self.path)
+                say(f"{self.name}: {error}; again in {pause:g} s")
+                self.stop.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
 
     def follow(self, journal: Journal) -> None:
         """Tell what comes."""
+        if self.state.failing and not journal.waits(SETTLED_SECONDS) and not self.stop.wait(0):
+            # It can be read, and nothing is left to be told.
+            self.state.failing = None
+            self.state.save(self.path)
         while not self.stop.wait(0):
             batch = self.gather(journal)
             if batch is None or not self.deliver(batch):
