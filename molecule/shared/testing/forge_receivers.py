@@ -16,6 +16,7 @@ from testinfra.host import Host
 FOLDER = "/run/receivers"
 SECONDS = 60
 PAGER = "/usr/local/bin/page-somebody"
+SEALED = "systemd-creds decrypt --name={0} /etc/credstore.encrypted/forge-alerts.{0} -"
 
 CERTIFICATE = f"""
 mkdir --parents --mode=0700 {FOLDER} && cd {FOLDER} && test -e key.pem || {{
@@ -86,10 +87,12 @@ exec curl --silent --show-error --fail --data-binary @- --header "X-Subject: $FO
 class Receivers:
     """The three, and what they got."""
 
-    def __init__(self, host: Host, password: str) -> None:
+    def __init__(self, host: Host) -> None:
         self._host = host
         host.check_output(CERTIFICATE)
-        for name, text in {"hook.py": HOOK, "mail.py": MAIL, "password": password}.items():
+        # sudo logs what it is called with.
+        host.check_output(f"{SEALED.format('mail_password')} > {FOLDER}/password")
+        for name, text in {"hook.py": HOOK, "mail.py": MAIL}.items():
             host.check_output(f"printf %%s %s > {FOLDER}/{name}", text)
         host.check_output(f"printf %%s %s > {PAGER} && chmod 0755 {PAGER}", PAGE)
         self.start()
@@ -139,7 +142,7 @@ class Receivers:
 @pytest.fixture(scope="module")
 def receivers(host: Host) -> Iterator[Receivers]:
     """They take what comes, and before the first test what is left from earlier ones has arrived."""
-    found = Receivers(host, mail_password(host))
+    found = Receivers(host)
     # Whatever waited for a receiver is through, or waits no longer.
     host.check_output("systemctl restart forge-alerts.service")
     host.check_output("forgectl alerts test --wait 90")
@@ -149,20 +152,12 @@ def receivers(host: Host) -> Iterator[Receivers]:
 
 def mail_password(host: Host) -> str:
     """The password of the scenario's mail user, as the unit has it."""
-    return str(
-        host.check_output(
-            "systemd-creds decrypt --name=mail_password /etc/credstore.encrypted/forge-alerts.mail_password -"
-        )
-    )
+    return str(host.check_output(SEALED.format("mail_password")))
 
 
 def webhook_url(host: Host) -> str:
     """The URL of the scenario's webhook, as the unit has it."""
-    return str(
-        host.check_output(
-            "systemd-creds decrypt --name=webhook_url /etc/credstore.encrypted/forge-alerts.webhook_url -"
-        )
-    )
+    return str(host.check_output(SEALED.format("webhook_url")))
 
 
 def alert(host: Host, text: str, subject: str = "inbox") -> None:
