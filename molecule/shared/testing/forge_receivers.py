@@ -42,6 +42,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(code)
         self.end_headers()
 
+    def log_message(self, *_arguments):
+        # It would have the URL in the journal.
+        pass
+
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 18443), Handler)
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
