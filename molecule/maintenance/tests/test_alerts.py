@@ -150,7 +150,7 @@ def test_no_secret_is_where_others_can_read_it(host: Host) -> None:
     for user in ("inbox", "nobody", "admin"):
         assert host.run("runuser --user=%s -- cat /run/credentials/%s/webhook_url", user, UNIT).rc != 0
         assert host.run("runuser --user=%s -- ls /var/lib/private/forge-alerts/", user).rc != 0
-    assert host.check_output("stat --format=%%a:%%U /etc/credstore.encrypted/forge-alerts.webhook_url") == "600:root"
+    assert host.check_output("stat --format=%a:%U /etc/credstore.encrypted/forge-alerts.webhook_url") == "600:root"
 
 
 def test_it_is_nobody_and_has_little(host: Host) -> None:

@@ -142,13 +142,13 @@ def test_a_check_says_what_would_come(host: Host, doctor: Doctor) -> None:
     host.check_output("apt-get update --quiet --quiet")
     package = publish(host, 1)
     host.check_output("apt-get update --quiet --quiet")
-    before = host.check_output("stat --format=%%Z /var/lib/apt/lists /var/lib/dpkg/status")
+    before = host.check_output("stat --format=%Z /var/lib/apt/lists /var/lib/dpkg/status")
     dry = playbook("--check", "--diff", name=PATCH)
     assert dry.returncode == 0, dry.stdout
     assert changed(dry) == 1
     assert re.search(rf"- {package} ", dry.stdout), dry.stdout
     assert "A reboot is due already: no" in dry.stdout
-    assert host.check_output("stat --format=%%Z /var/lib/apt/lists /var/lib/dpkg/status") == before
+    assert host.check_output("stat --format=%Z /var/lib/apt/lists /var/lib/dpkg/status") == before
 
 
 def test_an_update_under_load(host: Host, doctor: Doctor, status: Status) -> None:
