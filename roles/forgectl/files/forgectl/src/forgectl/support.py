@@ -314,7 +314,6 @@ def _postgresql(root: Path) -> Iterator[Part]:
             *settings,
             "psql",
             "--no-psqlrc",
-            "--expanded=auto",
             "--command",
             query,
         )
