@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,8 @@ import httpx
 import pytest
 import yaml
 from forge_events import Event, settle, table
-from forge_scenario import CONTAINER, Status, main_pid, playbook, podman, ready, show, until
+from forge_firmware import Firmware
+from forge_scenario import Status, main_pid, playbook, ready, show, until
 from testinfra.host import Host
 
 PATCH = "playbooks/patch.yml"
@@ -178,29 +178,6 @@ def test_an_update_under_load(host: Host, doctor: Doctor, status: Status) -> Non
     again = playbook("-e", "reboot=false", name=PATCH)
     assert (again.returncode, changed(again)) == (0, 0), again.stdout
     assert "nothing is newer" in again.stdout
-
-
-class Firmware(threading.Thread):
-    """In a container systemd ends, and somebody has to start it again; on a machine that is the firmware."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.boots = 0
-        self._over = threading.Event()
-
-    def run(self) -> None:
-        while not self._over.wait(0.5):
-            if podman("inspect", "--format={{.State.Running}}", CONTAINER).stdout.strip() == b"false":
-                podman("start", CONTAINER)
-                self.boots += 1
-
-    def __enter__(self) -> Firmware:
-        self.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._over.set()
-        self.join()
 
 
 def test_a_reboot_where_one_is_due(host: Host, doctor: Doctor, client: httpx.Client, status: Status) -> None:

@@ -7,10 +7,10 @@ import uuid
 
 import httpx
 import pytest
+from forge_firmware import Firmware
 from forge_receivers import Receivers, alert, state
 from forge_runbook import Runbooks
 from forge_scenario import CONTAINER, Status, main_pid, podman, reachable, ready, show, until
-from test_patch import Firmware
 from testinfra.host import Host
 
 PAGES = ("updates-and-reboot", "maintenance", "alerts-not-delivered", "unit-failed")
