@@ -353,6 +353,20 @@ def test_the_flag_is_the_one_that_nginx_looks_for() -> None:
     assert nginx["__nginx_leaving_seconds"] == forge_reboot.LEAVING_SECONDS
 
 
+def test_report_names_no_unit_twice_that_was_replaced(fake: Fake) -> None:
+    """An old Nginx and an old slot that finish what they have; and what waits for a reboot."""
+    fake.host.replacers.mkdir(parents=True)
+    units = ("nginx.service", "inbox@blue.service", "inbox@green.service", "dbus.service")
+    for unit in units:
+        (fake.host.replacers / unit).touch()
+    fake.answers["needrestart"] = (0, "".join(f"NEEDRESTART-SVC: {unit}\n" for unit in units))
+    (fake.root / "run/inbox").mkdir()
+    (fake.root / "run/inbox/live.sock").symlink_to("blue.sock")
+    assert report(fake.host)["outdated"] == ["inbox@blue.service", "nginx.service"]
+    (fake.root / "run/nginx.pid.oldbin").touch()
+    assert report(fake.host)["outdated"] == ["inbox@blue.service"]
+
+
 def test_report_changes_nothing(fake: Fake) -> None:
     """What is due, what was tried in vain, and what is outdated though something replaces it without a loss."""
     fake.need("libc6", "dbus")

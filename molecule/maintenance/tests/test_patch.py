@@ -94,9 +94,10 @@ def _caught_up(host: Host) -> Iterator[None]:
     host.check_output("apt-get update --quiet --quiet")
 
 
-def publish(host: Host, number: int) -> str:
-    """Publish a newer version of a library in a repository of the host's own; the package's name."""
-    return str(host.check_output("sh -c %s sh %s", NEWER, str(number)).splitlines()[-1])
+def publish(host: Host) -> tuple[str, str]:
+    """Publish a newer version of a library in a repository of the host's own; the package, and how its version ends."""
+    number = str(int(time.time()))
+    return str(host.check_output("sh -c %s sh %s", NEWER, number).splitlines()[-1]), f"+newer{number}"
 
 
 def version(host: Host, package: str) -> str:
@@ -117,11 +118,11 @@ def master(host: Host) -> int:
 def test_a_host_without_doctor_is_refused(host: Host, doctor: Doctor) -> None:
     doctor.says([])
     doctor.answers(1, "", 2)
-    package = publish(host, 1)
+    package, newer = publish(host)
     refused = playbook(name=PATCH)
     assert refused.returncode != 0
     assert "Found a host that does not know it. Run site.yml first." in " ".join(refused.stdout.split())
-    assert (changed(refused), "+newer" in version(host, package)) == (0, False)
+    assert (changed(refused), version(host, package).endswith(newer)) == (0, False)
 
 
 def test_a_host_in_trouble_is_left_alone(doctor: Doctor) -> None:
@@ -140,7 +141,7 @@ def test_a_check_says_what_would_come(host: Host, doctor: Doctor) -> None:
     """And changes nothing, not even the lists of packages."""
     doctor.says([LATER])
     host.check_output("apt-get update --quiet --quiet")
-    package = publish(host, 1)
+    package, _ = publish(host)
     host.check_output("apt-get update --quiet --quiet")
     before = host.check_output("stat --format=%Z /var/lib/apt/lists /var/lib/dpkg/status")
     dry = playbook("--check", "--diff", name=PATCH)
@@ -154,7 +155,7 @@ def test_a_check_says_what_would_come(host: Host, doctor: Doctor) -> None:
 def test_an_update_under_load(host: Host, doctor: Doctor, status: Status) -> None:
     """Nginx is replaced in place and the app by a cutover; no request fails; a second run finds nothing to do."""
     doctor.says([LATER])
-    package = publish(host, 2)
+    package, newer = publish(host)
     settle(status)
     nginx, live = master(host), status()["live"]
     variables = host.ansible.get_variables()
@@ -167,8 +168,8 @@ def test_an_update_under_load(host: Host, doctor: Doctor, status: Status) -> Non
         settle(status)
         time.sleep(2)
     assert done.returncode == 0, done.stdout
-    assert version(host, package).endswith("+newer2")
-    assert re.search(rf"- {package}", done.stdout), done.stdout
+    assert version(host, package).endswith(newer)
+    assert re.search(rf"- {package}.*{re.escape(newer)}", done.stdout), done.stdout
     assert master(host) != nginx
     now = status()["live"]
     assert (now["release"], now["slot"] != live["slot"]) == (live["release"], True)
@@ -244,7 +245,7 @@ def test_it_stops_at_the_first_host_that_does_not_come_back_clean(doctor: Doctor
 def test_a_file_that_was_not_replaced_is_replaced_by_the_next_run(host: Host, doctor: Doctor, status: Status) -> None:
     """As after an update whose cutover failed."""
     doctor.says([])
-    package = publish(host, 3)
+    package, _ = publish(host)
     host.check_output("apt-get update --quiet --quiet")
     live, nginx = status()["live"]["slot"], master(host)
     host.check_output(

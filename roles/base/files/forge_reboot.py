@@ -145,8 +145,21 @@ def report(host: Host) -> dict[str, list[str]]:
     return {
         "due": sorted(present - before if before is not None else ()),
         "tried": sorted(present & before if before is not None else present),
-        "outdated": sorted(unit for unit in outdated if (host.replacers / unit).exists()),
+        "outdated": sorted(
+            unit
+            for unit in outdated
+            if (host.replacers / unit).exists() and not DEFERRED.match(unit) and not _drains(host, unit)
+        ),
     }
+
+
+def _drains(host: Host, unit: str) -> bool:
+    """Whether what is outdated of a unit was replaced already, and finishes what it has."""
+    if unit == "nginx.service":
+        return (host.root / "run/nginx.pid.oldbin").exists()
+    name, _, slot = unit.removesuffix(".service").partition("@")
+    live = host.root / "run" / name / "live.sock"
+    return live.is_symlink() and live.readlink().name != f"{slot}.sock"
 
 
 def recorded(host: Host) -> set[str] | None:
