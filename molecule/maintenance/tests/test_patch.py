@@ -231,7 +231,9 @@ def test_it_stops_at_the_first_host_that_does_not_come_back_clean(doctor: Doctor
     names = {"all": {"hosts": {"first": one, "second": one}}}
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump(names))
     doctor.says([LATER, NOTE], [LATER, SICK])
-    failed = playbook("--inventory", str(tmp_path), "--limit", "first,second", "-e", "patience=10", name=PATCH)
+    failed = playbook(
+        "--inventory", str(tmp_path), "--limit", "first,second", "-e", "reboot=false", "-e", "patience=10", name=PATCH
+    )
     assert failed.returncode != 0
     said = " ".join(failed.stdout.split())
     assert "first did not come back clean, and the hosts after it are left alone." in said
@@ -240,7 +242,7 @@ def test_it_stops_at_the_first_host_that_does_not_come_back_clean(doctor: Doctor
     assert not re.search(r"^second\s+: ok=[1-9]", failed.stdout, re.MULTILINE)
     # One that needs a moment to be well is waited for.
     doctor.says([LATER], [LATER, SICK], [LATER])
-    done = playbook("--inventory", str(tmp_path), "--limit", "first,second", name=PATCH)
+    done = playbook("--inventory", str(tmp_path), "--limit", "first,second", "-e", "reboot=false", name=PATCH)
     assert done.returncode == 0, done.stdout
     assert re.search(r"^second\s+: ok=[1-9]", done.stdout, re.MULTILINE)
 
