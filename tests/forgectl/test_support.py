@@ -124,7 +124,7 @@ def test_what_can_not_be_had_is_named(root: Path, monkeypatch: pytest.MonkeyPatc
         raise FileNotFoundError(2, "No such file or directory", "/usr/bin/pg_lsclusters")
 
     def slow() -> Found:
-        monkeypatch.setattr(support.time, "monotonic", lambda: 1e12)
+        monkeypatch.setattr(time, "monotonic", lambda: 1e12)
         return Found(b"at last", truncated=True, exit=-9)
 
     parts = [Part("gone", "pg_lsclusters", gone), Part("slow", "sleep", slow), part("late", "x")]

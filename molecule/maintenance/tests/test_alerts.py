@@ -127,7 +127,7 @@ def counted(receivers: Receivers, before: int, flood: str) -> int:
     """How many lines of a flood were told, or summed up."""
     documents = receivers.documents()[before:]
     told = sum(each["times"] for document in documents for each in document["alerts"] if flood in each["text"])
-    return told + sum(document["more"].get("forge-test-flood.service", 0) for document in documents)
+    return int(told + sum(document["more"].get("forge-test-flood.service", 0) for document in documents))
 
 
 def test_no_secret_is_where_others_can_read_it(host: Host) -> None:
@@ -138,7 +138,7 @@ def test_no_secret_is_where_others_can_read_it(host: Host) -> None:
         assert len(secret) > 20
         # Through a pipe: sudo logs what it is called with.
         search = ("grep", "--recursive", "--files-with-matches", "--binary-files=text", "--fixed-strings", "--file=-")
-        call = (PODMAN, "exec", "--interactive", CONTAINER, *search, *PLACES)
+        call = (str(PODMAN), "exec", "--interactive", CONTAINER, *search, *PLACES)
         found = subprocess.run(call, input=secret, capture_output=True, text=True, check=False, timeout=120)
         # What systemd hands to the unit is there for its user alone.
         assert set(found.stdout.split()) <= {
