@@ -595,7 +595,6 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 def by_webhook(url: str, form: str) -> Send:
     """Post messages to a URL, of which only the host is ever named."""
-    opener = urllib.request.build_opener(_Stay)
     where = urlsplit(url).hostname or "?"
 
     def send(message: Message) -> None:
@@ -608,7 +607,8 @@ def by_webhook(url: str, form: str) -> Send:
         try:
             # Preflight has seen that it is no other scheme than http and https.
             request = urllib.request.Request(url, body.encode(), headers, method="POST")  # noqa: S310
-            with opener.open(request, timeout=WEBHOOK_SECONDS):
+            # Anew, since it trusts what the host trusted when it was made.
+            with urllib.request.build_opener(_Stay).open(request, timeout=WEBHOOK_SECONDS):
                 pass
         except HTTPError as error:
             wanted = error.headers.get("Retry-After", "")
