@@ -792,6 +792,78 @@ def verifiers(name: str, dry_run: bool, as_json: bool) -> None:
         click.echo("\n".join(f"{role}: {result}" for role, result in roles.items()))
 
 
+@forgectl.group("alerts")
+def alerts_() -> None:
+    """Whether the alert lines of the journal reach somebody."""
+
+
+@alerts_.command("status")
+@harmless_option
+@json_option
+def alerts_status(as_json: bool) -> None:
+    """Show where alerts go, and whether they arrive there."""
+    _need_root()
+    from forgectl import alerts
+
+    found = alerts.status()
+    _print_json(found) if as_json else click.echo("\n".join(alerts.text(found)))
+
+
+@alerts_.command("test")
+@click.option("--wait", "patience", default=60.0, show_default=True, metavar="SECONDS", help="How long it may take.")
+@json_option
+def alerts_test(patience: float, as_json: bool) -> None:
+    """Send a test line the way of every alert, and say where it has arrived; ends with 1 where it has not."""
+    _need_root()
+    from forgectl import alerts
+
+    found = alerts.test(patience)
+    missing = [name for name, channel in found["channels"].items() if not channel["arrived"]]
+    if as_json:
+        _print_json(found)
+    else:
+        for name, channel in found["channels"].items():
+            why = f": {channel['failing']['error']}" if channel["failing"] else "; see journalctl -u forge-alerts"
+            said = f"delivered after {channel['seconds']} s" if channel["arrived"] else f"NOT DELIVERED{why}"
+            click.echo(f"{name}: {said}")
+    if missing:
+        sys.exit(UNEXPECTED)
+
+
+@forgectl.command("support-bundle")
+@click.option("-o", "--output", metavar="FILE", help="Where to; - for standard output. By default here, by its name.")
+@click.option("--since", default="-24h", show_default=True, metavar="TIME", help="How far logs go back: journalctl(1).")
+@json_option
+def support_bundle(output: str | None, since: str, as_json: bool) -> None:
+    """Write one file with what somebody else needs to help: state, logs, configuration; without secrets.
+
+    What is in it, and what was left out or scrubbed, is in its manifest. The file is for its owner alone.
+    """
+    _need_root()
+    from forgectl import support
+
+    to_stdout = output == "-"
+    if to_stdout and (as_json or sys.stdout.isatty()):
+        raise click.UsageError("--output - writes an archive: lead it into a file, without --json")
+    if output and not to_stdout and not Path(output).absolute().parent.is_dir():
+        raise click.UsageError(f"there is no folder {Path(output).absolute().parent}")
+    data, manifest = support.bundle(since=since)
+    if to_stdout:
+        sys.stdout.buffer.write(data)
+        return
+    path = Path(output or f"{manifest['name']}.tar.gz").absolute()
+    support.write(path, data)
+    if as_json:
+        _print_json({"file": str(path), "bytes": len(data), "manifest": manifest})
+    else:
+        left = [part["name"] for part in manifest["parts"] if "left_out" in part]
+        click.echo(f"{path}: {len(manifest['parts']) - len(left)} parts, {len(data) // 1024} KiB")
+        click.echo(f"taken out: {sum(manifest['scrubbed']['taken_out'].values())} secrets, by their value or shape")
+        if left:
+            click.echo(f"not to be had: {', '.join(left)}")
+        click.echo(manifest["note"])
+
+
 @contextmanager
 def _archive(name: str | None) -> Iterator[Path | None]:
     """The file of an archive; what comes through standard input is kept in memory."""
@@ -890,9 +962,13 @@ def _app(name: str) -> tuple[Any, Any]:
     return layout, config.load(layout.description)
 
 
-def _layout(name: str) -> Any:
+def _need_root() -> None:
     if os.geteuid() != 0:
         raise Refused("expected to be called by root; found another user; use sudo")
+
+
+def _layout(name: str) -> Any:
+    _need_root()
     import re
 
     from forgectl.layout import Layout
