@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import click
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from forgectl.config import App
 from forgectl.errors import Refused
 from forgectl.layout import Layout
-from forgectl.logs import days, overview, trace, window
+from forgectl.logs import days, overview, said, trace, window
 from forgectl.logs import follow as following
 
 Apps = Sequence[tuple[Layout, App]]
@@ -34,7 +34,7 @@ def request(apps: Apps, request_id: str, since: float | None, as_json: bool) -> 
             f"expected request {request_id} in the logs of {_names(apps)}; found none {searched}; compare it with the "
             "X-Request-ID of the answer"
         )
-    click.echo(_encoded(found) if as_json else "\n".join(trace.text(found)))
+    _echo([_encoded(found)] if as_json else trace.text(found))
 
 
 def last_hour(apps: Apps, since: float | None, lines: int | None, slowest: bool, errors: bool, as_json: bool) -> None:
@@ -44,14 +44,13 @@ def last_hour(apps: Apps, since: float | None, lines: int | None, slowest: bool,
     found = {app.name: overview.of(layout, app, began, count) for layout, app in apps}
     alerts = overview.alerts([app.name for _, app in apps], began, count)
     if as_json:
-        click.echo(_encoded({"schema": 1, "since": window.stamp(began), "apps": found, "alerts": alerts}))
+        _echo([_encoded({"schema": 1, "since": window.stamp(began), "apps": found, "alerts": alerts})])
         return
-    click.echo(f"since {window.stamp(began)}")
+    _echo([f"since {window.stamp(began)}"])
     for name, summary in found.items():
-        click.echo("\n".join(overview.text(name, summary, slowest=slowest or both, errors=errors or both)))
+        _echo(overview.text(name, summary, slowest=slowest or both, errors=errors or both))
     if errors or both:
-        for alert in alerts:
-            click.echo(f"{alert.count:4} x  last {window.clock(alert.last_at)}  {alert.what}")
+        _echo(f"{alert.count:4} x  last {window.clock(alert.last_at)}  {alert.what}" for alert in alerts)
 
 
 def follow(apps: Apps, request_id: str | None, slowest: bool, errors: bool, as_json: bool) -> None:
@@ -67,10 +66,10 @@ def follow(apps: Apps, request_id: str | None, slowest: bool, errors: bool, as_j
 
     def show(news: following.News) -> None:
         if as_json:
-            click.echo(_encoded({"time": window.stamp(news.at), **news._asdict()}))
+            _echo([_encoded({"time": window.stamp(news.at), **news._asdict()})])
         else:
             whose = f"{news.app or 'host'} {news.source}"
-            click.echo(f"{window.clock(news.at)}  {whose:<18}  {news.text}  {news.request_id}".rstrip())
+            _echo([f"{window.clock(news.at)}  {whose:<18}  {news.text}  {news.request_id}".rstrip()])
 
     following.follow(apps, wanted, show)
 
@@ -79,10 +78,10 @@ def day(apps: Apps, as_json: bool) -> None:
     """Show the last day."""
     now = time.time()
     if as_json:
-        click.echo(_encoded(days.document([layout for layout, _ in apps], now)))
+        _echo([_encoded(days.document([layout for layout, _ in apps], now))])
         return
     for layout, app in apps:
-        click.echo("\n".join(days.text(app.name, days.of(layout, now), days.begin(now))))
+        _echo(days.text(app.name, days.of(layout, now), days.begin(now)))
 
 
 def check_id(request_id: str) -> None:
@@ -93,6 +92,11 @@ def check_id(request_id: str) -> None:
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]{8,64}", request_id):
         raise click.UsageError("--request: expected the X-Request-ID of an answer, as 32 hexadecimal digits")
+
+
+def _echo(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(said.plain(line))
 
 
 def _names(apps: Apps) -> str:

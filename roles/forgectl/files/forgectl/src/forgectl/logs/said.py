@@ -104,5 +104,10 @@ def route(path: str) -> str:
     return "/".join("*" if re.search(r"\d", part) or len(part) > 40 else part for part in path.split("/"))[:SHOWN]
 
 
+def plain(line: str) -> str:
+    """A line that does nothing to a terminal, whatever a client has sent."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
+
+
 def _first(found: dict[str, Any], keys: tuple[str, ...]) -> str:
     return next((value for key in keys if isinstance(value := found.get(key), str)), "")
