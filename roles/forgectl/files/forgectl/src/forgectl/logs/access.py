@@ -74,18 +74,6 @@ class Part(NamedTuple):
         """Whether it is compressed, and has to be read from its start."""
         return self.path.suffix == ".gz"
 
-    @property
-    def size(self) -> int:
-        """Its bytes once they are unpacked; gzip itself says how many, up to 4 GiB (RFC 1952, ISIZE)."""
-        try:
-            with self.path.open("rb") as file:
-                if not self.packed:
-                    return os.fstat(file.fileno()).st_size
-                file.seek(-4, os.SEEK_END)
-                return int(struct.unpack("<I", file.read())[0])
-        except OSError:
-            return 0
-
 
 def parts(log: Path) -> list[Part]:
     """The files of a log, oldest first; the one that is written to has no end."""
@@ -109,6 +97,19 @@ def decode(raw: bytes) -> Line | None:
     except (msgspec.DecodeError, ValueError):
         return None
     return line
+
+
+def length(part: Part, since: float) -> int:
+    """How many bytes read() gives of a file without a budget."""
+    with suppress(OSError, struct.error):
+        path = _present(part.path)
+        with path.open("rb") as file:
+            if path.suffix != ".gz":
+                return os.fstat(file.fileno()).st_size - find(file, since - SLACK_SECONDS)
+            # What gzip itself says, up to 4 GiB (RFC 1952, ISIZE).
+            file.seek(-4, os.SEEK_END)
+            return int(struct.unpack("<I", file.read())[0])
+    return 0
 
 
 def read(part: Part, since: float = 0.0, budget: int | None = None) -> Iterator[bytes]:

@@ -144,12 +144,12 @@ def _count(layout: Layout, start: int, steps: list[_Step], budget: int) -> tuple
     for part in reversed(every):
         if part.ended + access.SLACK_SECONDS < start:
             break
-        if part.packed and part.size > budget:
+        length = access.length(part, start)
+        if part.packed and length > budget:
             complete = max(complete, part.ended)
             break
         earliest = float("inf")
         for raw in access.read(part, start, None if part.packed else budget):
-            budget -= len(raw) + 1
             try:
                 line = _DECODER.decode(raw)
                 # Of many lines in a row the second is the same.
@@ -164,7 +164,8 @@ def _count(layout: Layout, start: int, steps: list[_Step], budget: int) -> tuple
             # A clock that was set may have been ahead.
             if at >= start and number < STEPS:
                 _add(steps[number], line)
-        if budget <= 0:
+        budget -= length
+        if budget < 0:
             complete = max(complete, earliest if earliest < float("inf") else part.ended)
             break
     return complete, unreadable

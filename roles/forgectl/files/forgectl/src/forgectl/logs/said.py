@@ -22,6 +22,9 @@ STATEMENT_TOOK = re.compile(r"duration: ([\d.]+) ms")
 CONNECTION = re.compile(r"\*(?P<connection>\d+) (?P<text>.*)", re.DOTALL)
 # What differs between two errors that are one.
 VARYING = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-fA-F]{8,}(?:-[0-9a-fA-F]+)*\b|\d+")
+# In a path, a part with a digit, which `v1` is not meant to be.
+ID = re.compile(r"^(?!v\d{1,2}$).*\d")
+LONGEST_NAME = 40
 SHOWN = 200
 
 
@@ -101,7 +104,7 @@ def alike(text: str) -> str:
 
 def route(path: str) -> str:
     """A path without its ids, so that few groups have many requests."""
-    return "/".join("*" if re.search(r"\d", part) or len(part) > 40 else part for part in path.split("/"))[:SHOWN]
+    return "/".join("*" if ID.search(part) or len(part) > LONGEST_NAME else part for part in path.split("/"))[:SHOWN]
 
 
 def plain(line: str) -> str:
