@@ -41,6 +41,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["restore"],
         ["purge"],
         ["status"],
+        ["day"],
         ["logs"],
         ["inspect"],
         ["secrets", "enrol"],
