@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from forgectl.errors import ForgeError
 from forgectl.layout import Layout
 from forgectl.logs import access, days, memory, said, window
 from forgectl.logs.latency import Latencies
@@ -318,6 +319,19 @@ def test_what_rotation_has_deleted_is_not_taken_for_quiet(log: Path, layout: Lay
     log.write_bytes(line(NOW - 60))
     found = days.of(layout, NOW)
     assert datetime.fromisoformat(found.complete_from).timestamp() == NOW - 3 * HOUR
+
+
+def test_the_day_of_a_host_that_is_broken(log: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a journal, and with a damaged state, the requests are counted all the same."""
+
+    def fails(*_: object) -> list[tuple[float, int, int]]:
+        raise ForgeError("journalctl failed")
+
+    monkeypatch.setattr(memory, "since", fails)
+    (layout.state_dir / "state.json").write_text("{")
+    log.write_bytes(line(NOW - 60))
+    found = days.of(layout, NOW)
+    assert (sum(found.requests), found.memory_limit, found.happened) == (1, 0, [])
 
 
 def test_memory_is_read_as_it_is_written() -> None:

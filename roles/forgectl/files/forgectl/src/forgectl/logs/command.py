@@ -49,6 +49,9 @@ def last_hour(apps: Apps, since: float | None, lines: int | None, slowest: bool,
     _echo([f"since {window.stamp(began)}"])
     for name, summary in found.items():
         _echo(overview.text(name, summary, slowest=slowest or both, errors=errors or both))
+    ids = (group.request_id for summary in found.values() for group in summary.errors if group.request_id)
+    if (errors or both) and (example := next(ids, "")):
+        _echo([f"one of them on its way: sudo forgectl logs --request {example}"])
     if errors or both:
         _echo(f"{alert.count:4} x  last {window.clock(alert.last_at)}  {alert.what}" for alert in alerts)
 

@@ -6,11 +6,13 @@ from when on the figures are whole.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import msgspec
 
 from forgectl import state, systemd
+from forgectl.errors import ForgeError, Refused
 from forgectl.layout import Layout
 from forgectl.logs import access, memory
 from forgectl.logs.access import Part
@@ -190,7 +192,10 @@ def _first_time(part: Part) -> float:
 
 def _memory(layout: Layout, start: int, now: float) -> tuple[list[int | None], int]:
     """The most in each step, and the newest limit; the last step is measured now."""
-    found = memory.since(layout, start)
+    found: list[tuple[float, int, int]] = []
+    # Whatever ails the journal, the rest of the day is known.
+    with suppress(ForgeError):
+        found = memory.since(layout, start)
     if slot := layout.live_slot():
         service = layout.service(slot)
         found.append((now, systemd.memory(service), systemd.memory_limit(service)))
@@ -203,7 +208,11 @@ def _memory(layout: Layout, start: int, now: float) -> tuple[list[int | None], i
 
 
 def _happened(layout: Layout, start: int) -> Iterator[Happened]:
-    for entry in state.load(layout).history:
+    history: list[state.Entry] = []
+    # `forgectl status` says what is wrong with it.
+    with suppress(Refused):
+        history = state.load(layout).history
+    for entry in history:
         if datetime.fromisoformat(entry.at).timestamp() >= start:
             yield Happened(entry.at, entry.action, entry.release, entry.outcome)
 

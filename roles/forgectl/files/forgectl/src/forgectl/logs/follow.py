@@ -49,7 +49,13 @@ def follow(apps: Sequence[tuple[Layout, App]], wanted: Wanted, show: Callable[[N
     with ExitStack() as opened:
         tails = [(app, opened.enter_context(closing(access.Tail(layout.access_log)))) for layout, app in apps]
         process = opened.enter_context(
-            subprocess.Popen(journal.command(matches, follow=True), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            subprocess.Popen(
+                journal.command(matches, follow=True),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                # A Ctrl-C is for this process, which then ends that one.
+                process_group=0,
+            )
         )
         opened.callback(process.terminate)
         if process.stdout is None:
