@@ -104,6 +104,7 @@ def test_a_unit_that_floods_is_cut_short(host: Host) -> None:
 def test_access_logs_stay_within_their_budget(host: Host) -> None:
     """More than all files may hold: what is kept is bounded, the newest line is in it, and nobody loses a request."""
     with asking(host), https_client(host) as client:
+        newest = ""
         for _ in range(ROTATED + 3):
             # What a flood of clients would have Nginx write in five minutes.
             host.check_output(

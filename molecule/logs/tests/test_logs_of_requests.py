@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -65,7 +66,7 @@ def test_a_request_is_followed_through_all_three(
             (stored, "INSERT INTO event", "SELECT event"),
             (read, "FROM event", "INSERT"),
         ):
-            trace = until(lambda asked_id=request_id: whole(asked("logs", "--request", asked_id)), 10)
+            trace = until(partial(whole, asked, request_id), 10)
             events = trace["events"]
             assert [event["time"] for event in events] == sorted(event["time"] for event in events)
             assert {event["source"] for event in events} == {"nginx", "app", "postgresql"}
@@ -85,8 +86,9 @@ def test_a_request_is_followed_through_all_three(
     assert re.search(r"^  \d\d:\d\d:\d\d\.\d{3}  app\[\d+\]  .*request status=201", for_people, re.MULTILINE)
 
 
-def whole(trace: dict[str, Any]) -> dict[str, Any]:
-    """A trace that has come from everywhere."""
+def whole(asked: Asked, request_id: str) -> dict[str, Any]:
+    """The trace of a request, once it has come from everywhere."""
+    trace = asked("logs", "--request", request_id)
     return trace if {event["source"] for event in trace["events"]} >= {"nginx", "app", "postgresql"} else {}
 
 
@@ -158,7 +160,7 @@ def held_table(host: Host, seconds: float) -> Iterator[None]:
     """Whoever writes events waits so long."""
     query = f"BEGIN; LOCK TABLE event IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({seconds}); COMMIT"
     command = [
-        PODMAN,
+        str(PODMAN),
         "exec",
         CONTAINER,
         "runuser",
@@ -221,7 +223,7 @@ def test_the_apps_own_log_is_as_before(host: Host, client: httpx.Client) -> None
 
 def test_following_ends_cleanly(host: Host, client: httpx.Client) -> None:
     """What happens is shown as it happens, over a rotation; Ctrl-C ends it without a word and with 0."""
-    command = [PODMAN, "exec", CONTAINER, "timeout", "--preserve-status", "--signal=INT", "--kill-after=20", "9"]
+    command = [str(PODMAN), "exec", CONTAINER, "timeout", "--preserve-status", "--signal=INT", "--kill-after=20", "9"]
     with subprocess.Popen(
         [*command, "forgectl", "logs", "--follow", "--errors", "--json"],
         stdout=subprocess.PIPE,
