@@ -43,9 +43,10 @@ def follow(apps: Sequence[tuple[Layout, App]], wanted: Wanted, show: Callable[[N
     Raises:
         ForgeError: journalctl ended by itself.
     """
-    matches = [*(f"_SYSTEMD_UNIT={layout.service(slot)}" for layout, _ in apps for slot in ("blue", "green"))]
-    # A + is an "or" between fields that differ.
-    matches += ["+", journal.DATABASE, "+", "SYSLOG_IDENTIFIER=nginx", "+", "PRIORITY=3"]
+    # Of one field, values are alternatives by themselves; a + makes them of terms.
+    matches = [journal.DATABASE, "SYSLOG_IDENTIFIER=nginx", "+", "PRIORITY=3"]
+    for layout, _ in apps:
+        matches += ["+", *journal.slot_units(layout.name)]
     with ExitStack() as opened:
         tails = [(app, opened.enter_context(closing(access.Tail(layout.access_log)))) for layout, app in apps]
         process = opened.enter_context(
