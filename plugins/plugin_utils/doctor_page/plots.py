@@ -14,6 +14,7 @@ from .answers import AppDay, Day
 # Of the drawing, which is stretched to whatever room there is; lines keep their width.
 WIDTH, HEIGHT = 288.0, 100.0
 HOVER_STEPS = 6
+TICK_HOURS = 4
 NICE = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 MIB = 1024 * 1024
 ENDED_BADLY = ("failed", "rolled back")
@@ -37,7 +38,8 @@ class Picture:
     """The plots of an app, the hours under them, and what happened that day, the newest first."""
 
     plots: tuple[Plot, ...]
-    hours: tuple[str, ...]
+    hours: tuple[tuple[str, str], ...]
+    """Where each is, in percent of the width, and the time of day."""
     happened: tuple[tuple[str, str, str, str], ...]
     note: str
 
@@ -50,7 +52,7 @@ def picture(day: Day, app: AppDay) -> Picture:
     late = complete > begun
     return Picture(
         (_requests(scene, at), _latency(scene), _errors(scene), _memory(scene)),
-        tuple(f"{begun + number * (timedelta(days=1) / 6):%H:%M}" for number in range(7)),
+        tuple((_number(100 * scene.x_of(each.isoformat()) / WIDTH), f"{each:%H:%M}") for each in scene.hours),
         tuple(
             (_clock(each.at, begun), each.action, each.release or "-", each.outcome) for each in reversed(app.happened)
         ),
@@ -65,6 +67,14 @@ class _Scene:
     steps: int
     app: AppDay
 
+    @property
+    def hours(self) -> list[datetime]:
+        """Every fourth hour of the host's clock."""
+        midnight = self.begun.replace(hour=0, minute=0, second=0, microsecond=0)
+        end = self.begun + self.steps * self.step
+        every = (midnight + number * timedelta(hours=TICK_HOURS) for number in range(2 * 24 // TICK_HOURS + 1))
+        return [each for each in every if self.begun <= each <= end]
+
     def x(self, number: float) -> float:
         return number * WIDTH / max(1, self.steps)
 
@@ -77,7 +87,7 @@ class _Scene:
             Markup('<svg viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">').format(
                 _number(WIDTH), _number(HEIGHT), label
             ),
-            *(_line("grid", x, 0, x, HEIGHT) for x in (WIDTH * number / 6 for number in range(1, 6))),
+            *(_line("grid", x, 0, x, HEIGHT) for x in (self.x_of(each.isoformat()) for each in self.hours)),
             *(_line("grid", 0, y, WIDTH, y) for y in (0.0, HEIGHT / 2, HEIGHT)),
             self._unread(),
             shapes,
