@@ -26,7 +26,14 @@ def line(at: float, number: int = 0, **fields: object) -> bytes:
     """A line as Nginx writes it."""
     stamp = datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
     entry = {"timestamp": stamp, "request_id": f"{number:032x}", "method": "GET", "path": "/v1/events", "status": 200}
-    entry |= {"duration": 0.02, "upstream_status": "200", "at": round(at, 3), "connection": 1, "stream": 0}
+    entry |= {
+        "duration": 0.02,
+        "upstream_status": "200",
+        "release": "a",
+        "at": round(at, 3),
+        "connection": 1,
+        "stream": 0,
+    }
     return json.dumps(entry | fields, separators=(",", ":")).encode() + b"\n"
 
 
@@ -332,6 +339,17 @@ def test_the_day_of_a_host_that_is_broken(log: Path, layout: Layout, monkeypatch
     log.write_bytes(line(NOW - 60))
     found = days.of(layout, NOW)
     assert (sum(found.requests), found.memory_limit, found.happened) == (1, 0, [])
+
+
+@pytest.mark.usefixtures("quiet")
+def test_before_its_first_release_an_app_has_logged_nothing(log: Path, layout: Layout) -> None:
+    """So nothing of its day is missing."""
+    rotated(log, NOW - HOUR, [line(NOW - 3 * HOUR), line(NOW - 2 * HOUR)])
+    log.write_bytes(line(NOW - 60))
+    state = State()
+    state.record(Entry("a", datetime.fromtimestamp(NOW - 3 * HOUR - 90, UTC).isoformat(), "me", "live", {}))
+    save(layout, state)
+    assert datetime.fromisoformat(days.of(layout, NOW).complete_from).timestamp() == days.begin(NOW)
 
 
 def test_memory_is_read_as_it_is_written() -> None:

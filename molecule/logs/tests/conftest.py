@@ -22,7 +22,8 @@ def asked(host: Host) -> Asked:
     """Ask forgectl on the host, and read its JSON."""
 
     def ask(*arguments: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(host.check_output("forgectl" + " %s" * len(arguments), *arguments, "--json"))
+        words = (*arguments, "--json")
+        found: dict[str, Any] = json.loads(host.check_output("forgectl" + " %s" * len(words), *words))
         return found
 
     return ask

@@ -139,7 +139,7 @@ def test_slowest_requests(host: Host, client: httpx.Client, asked: Asked) -> Non
     with client.stream("GET", "/v1/events/stream", headers={"Accept": "text/event-stream"}) as stream:
         assert stream.status_code == 200
         time.sleep(2)
-    with held_table(host, 1.2):
+    with held_table(host, 2.5):
         slow = post(client)
 
     def found() -> list[dict[str, Any]]:
@@ -240,7 +240,7 @@ def test_following_ends_cleanly(host: Host, client: httpx.Client) -> None:
     shown = [json.loads(line) for line in said.splitlines()]
     assert [line["request_id"] for line in shown if line["app"] == "inbox"] == [first, second]
     # Nothing of it is left.
-    assert host.run("pgrep --full 'journalctl.*--follow'").rc == 1
+    assert "--follow" not in host.run("ps -C journalctl -o args=").stdout
 
 
 def test_whoever_stops_reading_hears_no_complaint(host: Host) -> None:
@@ -249,6 +249,7 @@ def test_whoever_stops_reading_hears_no_complaint(host: Host) -> None:
     assert (done.rc, done.stderr) == (0, "")
 
 
+@pytest.mark.exhaustive
 def test_an_app_that_logs_no_request_id(
     host: Host, client: httpx.Client, asked: Asked, source: Any, status: Status
 ) -> None:

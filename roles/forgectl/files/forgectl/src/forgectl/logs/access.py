@@ -55,8 +55,8 @@ class Line(msgspec.Struct):
 
     @property
     def by_app(self) -> bool:
-        """Whether the app answered, and not Nginx in its place."""
-        return self.upstream_status.rpartition(" ")[2] == str(self.status)
+        """Whether the app answered, and not Nginx in its place: each worker names its release."""
+        return bool(self.release)
 
 
 DECODER = msgspec.json.Decoder(Line)

@@ -23,6 +23,8 @@ STEP_SECONDS, STEPS = 300, 288
 # Of all apps together: some seconds of one core.
 READ_BYTES = 1024 * 1024 * 1024
 CLASSES = ("2xx", "3xx", "4xx", "5xx")
+# How long after an app's first release its first request may come and still be its first.
+BORN_SECONDS = 600
 BARS = " ▁▂▃▄▅▆▇█"
 SHOWN_STEPS = 72
 
@@ -87,6 +89,10 @@ def of(layout: Layout, now: float, budget: int = READ_BYTES) -> Day:
     start = begin(now)
     steps = [_Step() for _ in range(STEPS)]
     complete, unreadable = _count(layout, start, steps, budget)
+    history = _history(layout)
+    if history and complete < datetime.fromisoformat(history[0].at).timestamp() + BORN_SECONDS:
+        # Before its first release there was nothing to log.
+        complete = start
     quantiles = [step.latencies.quantiles(0.5, 0.95, 0.99) for step in steps]
     p50, p95, p99 = ([each[rank] for each in quantiles] for rank in range(3))
     used, limit = _memory(layout, start, now)
@@ -98,7 +104,7 @@ def of(layout: Layout, now: float, budget: int = READ_BYTES) -> Day:
         p99,
         used,
         limit,
-        list(_happened(layout, start)),
+        list(_happened(history, start)),
         stamp(complete),
         unreadable,
     )
@@ -123,7 +129,7 @@ def text(name: str, day: Day, start: float) -> Iterator[str]:
     errors = _wider([*day.answers["5xx"]], sum)
     slow = _wider([each or 0.0 for each in day.p99], max)
     used = _wider([each or 0 for each in day.memory], max)
-    yield f"  requests/s  {_bars(rates)}  up to {max(rates) / (STEP_SECONDS * 4):.1f}"
+    yield f"  requests/s  {_bars(rates)}  up to {max(rates) / (STEP_SECONDS * 4):.3g}"
     yield f"  p99         {_bars(slow)}  up to {max(slow):.3f} s"
     yield f"  5xx         {_bars(errors)}  {sum(day.answers['5xx'])} in all"
     limit = f" of {day.memory_limit >> 20} MiB" if day.memory_limit else ""
@@ -207,11 +213,14 @@ def _memory(layout: Layout, start: int, now: float) -> tuple[list[int | None], i
     return series, found[-1][2] if found else 0
 
 
-def _happened(layout: Layout, start: int) -> Iterator[Happened]:
-    history: list[state.Entry] = []
+def _history(layout: Layout) -> list[state.Entry]:
     # `forgectl status` says what is wrong with it.
     with suppress(Refused):
-        history = state.load(layout).history
+        return state.load(layout).history
+    return []
+
+
+def _happened(history: Sequence[state.Entry], start: int) -> Iterator[Happened]:
     for entry in history:
         if datetime.fromisoformat(entry.at).timestamp() >= start:
             yield Happened(entry.at, entry.action, entry.release, entry.outcome)

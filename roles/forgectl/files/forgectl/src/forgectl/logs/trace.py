@@ -12,6 +12,8 @@ from forgectl.logs.window import clock, stamp
 
 # The app may log a moment after Nginx has; and older logs of Nginx have no fraction of the second.
 BEFORE_SECONDS, AFTER_SECONDS = 1.1, 2.0
+# Nginx logs an error while it has the request; a connection may bring the next one soon.
+NGINX_SECONDS = 0.02
 # Nginx's statuses for a client that left, and for an app that took too long: that goes on for a while.
 LEFT = (499, 504)
 # Lines that may belong to it are many on a busy host.
@@ -95,18 +97,19 @@ def _assembled(app: App, request_id: str, line: Line) -> Trace:
     events = [
         _event(began, "nginx", f"{line.method} {line.path} from {line.client}"),
         _event(ended, "nginx", f"answered {line.status}" + ("" if line.by_app else " in place of the app")),
-        *_of_nginx_errors(line, since, until),
+        *_of_nginx_errors(line, began, ended),
     ]
     named = list(_of_app(app, request_id, since, until))
     by_app, pids = [event for event, _ in named], {pid for _, line_pids in named for pid in line_pids}
     if not by_app and line.upstream_status:
         by_app = list(_meanwhile(app, since, until))[-MOST_GUESSES:]
+    if not named and line.by_app:
         missing.append(
             f"{app.name} logs no line with this id, which it gets as the header X-Request-ID: "
             + ("what it said meanwhile may be of other requests" if by_app else "it said nothing meanwhile")
         )
     events += by_app
-    if app.database and line.upstream_status:
+    if app.database and (named or line.by_app):
         events += _of_database(app, pids, began, ended, missing)
     return Trace(request_id, app.name, line, sorted(events, key=lambda event: event.at), missing)
 
@@ -134,14 +137,22 @@ def _said(entry: journal.Entry, line: said.Said) -> Event:
     return _event(entry.at, "app", words, level=line.level, pid=entry.pid, unit=entry.unit, detail=line.trace)
 
 
-def _of_nginx_errors(line: Line, since: float, until: float) -> Iterator[Event]:
+def _of_nginx_errors(line: Line, began: float, ended: float) -> Iterator[Event]:
+    # Older lines know neither the connection nor the fraction of the second.
+    since, until = began - NGINX_SECONDS, ended + NGINX_SECONDS
+    if not line.connection:
+        since, until = began - BEFORE_SECONDS, ended + BEFORE_SECONDS
+    seen = set()
     for entry in journal.entries(["SYSLOG_IDENTIFIER=nginx"], since=since, until=until):
         found = said.CONNECTION.search(entry.message)
         # A connection carries many requests; the message quotes the one that it is about.
-        if found and f' "{line.method} {line.path}' in entry.message:
-            surely = line.connection == int(found["connection"])
-            if surely or not line.connection:
-                yield _event(entry.at, "nginx", found["text"], level="ERROR", pid=entry.pid, surely=surely)
+        if found is None or f' "{line.method} {line.path}' not in entry.message or found["text"] in seen:
+            continue
+        if line.connection in (0, int(found["connection"])):
+            # Each attempt is a line.
+            seen.add(found["text"])
+            surely = line.connection != 0
+            yield _event(entry.at, "nginx", found["text"], level="ERROR", pid=entry.pid, surely=surely)
 
 
 def _of_database(app: App, pids: set[int], began: float, ended: float, missing: list[str]) -> Iterator[Event]:
