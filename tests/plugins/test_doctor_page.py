@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -72,6 +74,11 @@ def answer(
     return {"code": 0, "stdout": "".join(map("".join, zip(said, ends, strict=True))), "stderr": stderr}
 
 
+def terminal(answered: dict[str, Any]) -> dict[str, Any]:
+    """The same through a connection with a terminal."""
+    return answered | {"stdout": answered["stdout"].replace("\n", "\r\n")}
+
+
 @pytest.mark.parametrize(
     ("answered", "verdict", "why"),
     [
@@ -81,6 +88,8 @@ def answer(
         (answer(report(finding("warning"), finding()), day(), (11, 0)), "critical", ""),
         (answer(report(), day(), before="Welcome to web1\n"), "clean", ""),
         (answer(report() | {"more": [1]}, day()), "clean", ""),
+        (terminal(answer(report(), day(), before="forgectl: a warning\n")), "clean", ""),
+        (terminal(answer("forgectl: boom", "", (1, 1))), "unknown", "exit code 1: forgectl: boom"),
         (
             {"unreachable": True, "msg": "Task failed: Connection timed out"},
             "unknown",
@@ -107,6 +116,27 @@ def test_every_answer_is_a_row(answered: dict[str, Any], verdict: str, why: str)
     assert f'<span class="badge {verdict}">{verdict}</span>' in html
     assert "".join(page.table([host])).startswith(f"web1  {verdict}")
     assert host.day is not None or host.why_no_day
+
+
+@pytest.mark.parametrize(
+    ("program", "verdict", "why"),
+    [
+        ("echo $1; exit 2", "unknown", "has an older forgectl"),
+        ("test $1 = doctor && printf %s '{report}' && exit 11; exit 1", "critical", ""),
+        ("kill -9 $$", "unknown", "failed on it with exit code 137"),
+        ("", "unknown", "was never provisioned"),
+    ],
+)
+def test_what_a_shell_makes_of_it(tmp_path: Path, program: str, verdict: str, why: str) -> None:
+    """The command that asks, with a forgectl that prints no newline, fails or is not there."""
+    forgectl = tmp_path / "forgectl"
+    if program:
+        forgectl.write_text("#!/bin/sh\n" + program.replace("{report}", json.dumps(report(finding()))))
+        forgectl.chmod(0o755)
+    command = answers.COMMAND.replace(answers.FORGECTL, str(forgectl))
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    host = answers.read("web1", {"code": done.returncode, "stdout": done.stdout, "stderr": done.stderr})
+    assert (host.verdict, why in host.why, bool(host.why)) == (verdict, True, bool(why)), host.why
 
 
 def test_plots_without_doctor() -> None:

