@@ -112,7 +112,7 @@ def test_a_request_that_nginx_answered(layout: Layout, app: App) -> None:
 def test_an_older_line_without_a_connection(layout: Layout, app: App) -> None:
     """As from before it was logged: the error may be another's."""
     old = {name: value for name, value in request(502).items() if name not in ("at", "connection", "stream")}
-    layout.access_log.write_text(json.dumps(old) + "\n")
+    layout.access_log.write_text(json.dumps(old, separators=(",", ":")) + "\n")
     (error,) = [event for event in traced(layout, app, old["request_id"]).events if event.level == "ERROR"]
     assert not error.surely
 

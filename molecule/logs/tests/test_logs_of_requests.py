@@ -39,6 +39,8 @@ def every_statement(host: Host) -> Iterator[None]:
 def no_socket(host: Host) -> Iterator[None]:
     """Nginx does not find the app."""
     host.check_output("mv /run/inbox/live.sock /run/inbox/.live.sock.away")
+    # Connections of Nginx's pool live on for two seconds.
+    time.sleep(2.5)
     try:
         yield
     finally:
@@ -223,7 +225,7 @@ def test_the_apps_own_log_is_as_before(host: Host, client: httpx.Client) -> None
 
 def test_following_ends_cleanly(host: Host, client: httpx.Client) -> None:
     """What happens is shown as it happens, over a rotation; Ctrl-C ends it without a word and with 0."""
-    command = [str(PODMAN), "exec", CONTAINER, "timeout", "--preserve-status", "--signal=INT", "--kill-after=20", "9"]
+    command = [str(PODMAN), "exec", CONTAINER, "timeout", "--preserve-status", "--signal=INT", "--kill-after=20", "12"]
     with subprocess.Popen(
         [*command, "forgectl", "logs", "--follow", "--errors", "--json"],
         stdout=subprocess.PIPE,

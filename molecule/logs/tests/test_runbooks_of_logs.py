@@ -100,15 +100,13 @@ def failing(host: Host) -> str:
 def rotates(host: Host, client: httpx.Client, runbooks: Runbooks) -> None:
     """A log that is large enough is rotated as the page says, and Nginx goes on in a new one."""
     grow(host)
-    before = host.check_output("ls %s-* | wc --lines", LOG) if host.run(f"ls {LOG}-*").rc == 0 else "0"
     newest = host.check_output("stat --format=%%i %s", LOG)
     runbooks.follow(ROTATION, "Rotate now")
-    assert host.check_output("stat --format=%%i %s", LOG) != newest, before
+    assert host.check_output("stat --format=%%i %s", LOG) != newest
     client.get("/health")
     until(lambda: host.file(LOG).size > 0, 5)
 
 
 def grow(host: Host) -> None:
     """Have a log that is due."""
-    host.check_output("test -s %s || curl --silent --output /dev/null --insecure https://127.0.0.1/", LOG)
     host.check_output('yes \'{"timestamp":"2026-01-01T00:00:00+00:00","status":200}\' | head --bytes=2M >> %s', LOG)
