@@ -114,8 +114,8 @@ def test_why_nginx_answered_by_itself(host: Host, client: httpx.Client, asked: A
     assert error["surely"]
     assert "No such file or directory" in error["text"]
     summary = asked("logs", "--app", "inbox", "--errors", "--since", "1m")["apps"]["inbox"]
-    (group,) = [group for group in summary["errors"] if group["source"] == "nginx"]
-    assert (group["what"], group["request_id"]) == ("502 by Nginx GET /v1/events", request_id)
+    (group,) = [group for group in summary["errors"] if group["what"] == "502 by Nginx GET /v1/events"]
+    assert (group["source"], group["request_id"]) == ("nginx", request_id)
     assert summary["statuses"]["502"] == group["count"]
 
 
