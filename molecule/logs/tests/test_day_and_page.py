@@ -32,7 +32,7 @@ def test_the_day_counts_every_request(host: Host, client: httpx.Client, asked: A
         assert client.get("/v1/events?limit=1").status_code == 200
     for _ in range(3):
         assert client.get("/nowhere").status_code == 404
-    until(lambda: counted() == (before[0] + 23, before[1] + 3), 10)
+    until(lambda: counted() == (before[0] + 23, before[1] + 3), 30)
 
     document = asked("day")
     day = document["apps"]["inbox"]
