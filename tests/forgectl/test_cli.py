@@ -43,6 +43,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["status"],
         ["doctor"],
         ["provisioned"],
+        ["day"],
         ["logs"],
         ["inspect"],
         ["secrets", "enrol"],

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from forgectl.errors import (
+    DONE,
     FULL,
     INTERRUPTED,
     SECRETS,
@@ -524,21 +525,116 @@ def provisioned(since: float | None, whole: bool, accept: bool, dry_run: bool, a
 
 
 @forgectl.command()
-@name_argument
-@click.option("-n", "--lines", default=50, show_default=True, help="How many lines.")
-@click.option("-f", "--follow", is_flag=True, help="Go on as new lines come.")
-@click.option("--command", metavar="COMMAND", help="Of one of its commands alone.")
+@click.argument("name", required=False)
+@click.option("--app", "only", metavar="NAME", help="Of what follows, this app's alone.")
+@click.option("--request", "request_id", metavar="ID", help="One request on its way: Nginx, app, PostgreSQL.")
+@click.option("--slowest", is_flag=True, help="The slowest requests.")
+@click.option("--errors", is_flag=True, help="Errors of Nginx, app and PostgreSQL, and alerts, by how often.")
+@click.option("--since", metavar="WHEN", help="15m, 2h, 1d, 03:00 or 2026-01-31T03:00; without it, the last hour.")
+@click.option("-n", "--lines", type=click.IntRange(min=1), help="How many lines (50), or of each list (10).")
+@click.option("-f", "--follow", is_flag=True, help="Go on as it comes; Ctrl-C ends it.")
+@click.option("--command", metavar="COMMAND", help="With NAME: of one of its commands alone.")
 @harmless_option
 @json_option
-def logs(name: str, lines: int, follow: bool, command: str | None, as_json: bool) -> None:
-    """Show the log of app NAME: both slots, migrations, commands. With --json, journald's own objects, one a line."""
+def logs(
+    name: str | None,
+    only: str | None,
+    request_id: str | None,
+    slowest: bool,
+    errors: bool,
+    since: str | None,
+    lines: int | None,
+    follow: bool,
+    command: str | None,
+    as_json: bool,
+) -> None:
+    """Show what logs say: of an app, of a request, or of the last hour.
+
+    \b
+    forgectl logs NAME            the app's own log: both slots, migrations, commands; --json: journald's objects
+    forgectl logs --request ID    the request with that id, which each answer has as X-Request-ID
+    forgectl logs                 the slowest requests and the errors of the last hour, of all apps
+
+    --follow shows errors and requests of a second or more as they come, or what comes of one request id. It prints one
+    object a line with --json, as the others print one.
+    """
+    viewed = bool(request_id or slowest or errors or not name)
+    if (name and only and name != only) or (command and (viewed or not name)):
+        raise click.UsageError("one app: NAME or --app; --command goes with NAME and no list")
+    from datetime import UTC, datetime
+
+    from forgectl.logs import window
+
+    try:
+        began = window.since(since, datetime.now(UTC).astimezone()) if since else None
+    except ValueError as error:
+        raise click.UsageError(f"--since: {error}") from None
+    if name and not viewed:
+        _own_log(name, command, began, lines, follow, as_json)
+    from forgectl.logs import command as views
+
+    chosen = _apps(name or only)
+    # What serves goes before it.
+    os.nice(10)
+    try:
+        if follow:
+            views.follow(chosen, request_id, slowest, errors, as_json)
+        elif request_id:
+            views.request(chosen, request_id, began, as_json)
+        else:
+            views.last_hour(chosen, began, lines, slowest, errors, as_json)
+    except KeyboardInterrupt:
+        # Of what would go on for ever it is the end; a list is cut off.
+        sys.exit(DONE if follow else INTERRUPTED)
+    except BrokenPipeError:
+        # As with `head`: there is nobody to tell, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _own_log(
+    name: str, command: str | None, since: float | None, lines: int | None, follow: bool, as_json: bool
+) -> None:
+    """Become journalctl, with the log of an app."""
     layout, _ = _app(name)
     patterns = [f"{name}@*.service", f"{name}-migrate@*.service", f"{name}.*.service"]
     if command:
         patterns = [layout.command_unit(command, "*"), layout.scheduled_units(command)[0]]
-    units = [f"--unit={pattern}" for pattern in patterns]
-    call = ["journalctl", *units, f"--lines={lines}", f"--output={'json' if as_json else 'cat'}"]
+    call = ["journalctl", *(f"--unit={pattern}" for pattern in patterns), f"--output={'json' if as_json else 'cat'}"]
+    if since is not None:
+        call.append(f"--since=@{since:.6f}")
+    # A span of time is shown as a whole unless somebody counts.
+    if lines or since is None:
+        call.append(f"--lines={lines or 50}")
     os.execvp("journalctl", [*call, "--follow"] if follow else [*call, "--no-pager"])
+
+
+@forgectl.command()
+@click.argument("name", required=False)
+@harmless_option
+@json_option
+def day(name: str | None, as_json: bool) -> None:
+    """Show the last day in steps of five minutes: requests, latency, errors, memory, releases; of one app or all."""
+    chosen = _apps(name)
+    from forgectl.logs import command as views
+
+    os.nice(10)
+    views.day(chosen, as_json)
+
+
+def _apps(name: str | None) -> list[tuple[Any, Any]]:
+    """One app or all; one whose description is broken is told of, and no reason to show nothing of the others."""
+    if name:
+        return [_app(name)]
+    from forgectl.layout import names
+
+    found = []
+    _layout("any")
+    for each in names():
+        try:
+            found.append(_app(each))
+        except Refused as error:
+            _say(f"forgectl: {error}")
+    return found
 
 
 @forgectl.group()

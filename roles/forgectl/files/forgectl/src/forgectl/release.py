@@ -31,6 +31,7 @@ from forgectl.config import App
 from forgectl.cutover import Cutover, Say
 from forgectl.errors import CandidateFailed, Refused, SecretsError
 from forgectl.layout import SLOTS, Layout
+from forgectl.logs import memory
 from forgectl.report import Candidate
 from forgectl.staging import Record
 from forgectl.state import Action, State, hours_since
@@ -193,6 +194,10 @@ def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_ru
 def recycle(layout: Layout, app: App, *, if_due: bool, dry_run: bool, say: Say) -> Result:
     """Move the live release to a fresh slot, against slow leaks; with `if_due` only when memory or age ask for it."""
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
+    if if_due and present.live and not (dry_run or present.removed or present.maintenance):
+        # The timer looks every few minutes: that is the series of `forgectl day`.
+        service = layout.service(present.live.slot)
+        say(memory.line(present.live.slot, systemd.memory(service), systemd.memory_limit(service)))
     due = _due(layout, app, present)
     if if_due and (not due or present.operation or present.removed):
         return unchanged(app, "recycle", present)
