@@ -14,6 +14,7 @@ FAULTS.update(
         "Nginx's configuration broken": expected("F801", "F802", page="nginx-down"),
         "Nginx's configuration changed by hand": expected("F802", page="nginx-down", healed=120.0),
         "Nginx stopped": expected("F801", page="nginx-down"),
+        "secret ids rejected": expected("F402", page="secret-id-expired"),
         "network gone": expected("F609", page="network"),
         "clock not synchronised": expected("F607", page="clock"),
     }
