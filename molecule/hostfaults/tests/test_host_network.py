@@ -49,7 +49,7 @@ def test_network_gone(fault: FaultContext, runbooks: Runbooks) -> None:
             runbooks.follow(PAGE, "What you see")
             runbooks.follow(PAGE, "Look")
             happening.mended_by(PAGE)
-            runbooks.follow(PAGE, "The interface", {"gateway": route["gateway"]})
+            runbooks.follow(PAGE, "The interface", {"interface-and-gateway": f"{route['dev']} {route['gateway']}"})
         finally:
             inside("ip", "link", "set", "dev", route["dev"], "up")
             inside("ip", "route", "replace", "default", "via", route["gateway"], "dev", route["dev"])
