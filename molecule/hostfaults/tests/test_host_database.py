@@ -21,6 +21,7 @@ KEPT = 3
 HOLD = f"""
 import time
 import psycopg2
+END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename IN ('inbox_app', 'inbox_app_2')"
 held = []
 def connect():
     connection = psycopg2.connect("host=/var/run/postgresql user=postgres dbname=postgres application_name=report")
@@ -32,13 +33,13 @@ with first.cursor() as cursor:
     cursor.execute("SHOW max_connections")
     wanted = int(cursor.fetchone()[0]) - {KEPT}
     while len(held) < wanted:
-        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'inbox'")
+        cursor.execute(END)
         try:
             while len(held) < wanted:
                 held.append(connect())
         except psycopg2.OperationalError:
             time.sleep(0.05)
-    cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'inbox'")
+    cursor.execute(END)
 time.sleep(600)
 """
 
