@@ -41,6 +41,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ["restore"],
         ["purge"],
         ["status"],
+        ["doctor"],
+        ["provisioned"],
         ["logs"],
         ["inspect"],
         ["secrets", "enrol"],

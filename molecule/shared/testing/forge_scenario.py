@@ -23,6 +23,7 @@ pytest.register_assert_rewrite(
     "forge_access",
     "forge_acme",
     "forge_apps",
+    "forge_diagnosis",
     "forge_events",
     "forge_public",
     "forge_runbook",

@@ -499,6 +499,9 @@ def _size(
         "postgresql": probe["postgresql"],
         "package_lists": probe["package_lists"],
         "released": probe["released"],
+        "forgectl": probe["forgectl"],
+        "manifest": probe["manifest"],
+        "time": probe["time"],
         "ssh": probe["ssh"],
         "connections": sizing.connection_budgets(everything, servers),
         # By app, of all that the host knows: what was removed may be restored.

@@ -37,6 +37,15 @@ Exit codes:
   130  interrupted
 """
 
+DOCTOR_EPILOG = """\b
+Exit codes:
+  0   nothing is wrong; there may be notes
+  1   unexpected failure
+  2   wrong usage
+  10  warnings: it will come to that
+  11  critical: clients notice it
+"""
+
 # After a boot, another command may be at work already; a release takes this long at most, as a rule.
 BOOT_PATIENCE_SECONDS = 120.0
 # The actions that a timer begins.
@@ -448,6 +457,59 @@ def status(name: str | None, as_json: bool) -> None:
     else:
         halves = [f"{each}: HALF PURGED; sudo forgectl purge {each} ends it" for each in left]
         click.echo("\n".join([*map(statuses.text, found), *halves]) or "no app is described in /etc/forge/apps")
+
+
+@forgectl.command(epilog=DOCTOR_EPILOG)
+@click.option("--app", "name", metavar="NAME", help="Of the apps, look at this one alone.")
+@harmless_option
+@json_option
+def doctor(name: str | None, as_json: bool) -> NoReturn:
+    """Say what is wrong with this host and its apps, with the evidence, what mends it and the page that tells more.
+
+    It changes nothing, asks nobody who is not needed, takes less than 3 seconds, and gets the CPU after whatever
+    serves. Anybody may call it, root sees everything. docs/doctor.md has the findings and what --json prints.
+    """
+    from forgectl.doctor import runner, table
+    from forgectl.doctor.checks import CHECKS
+    from forgectl.doctor.sight import Sight
+    from forgectl.layout import names
+
+    if name is not None and name not in names():
+        raise click.UsageError(f"{name!r} is no app of this host; it has: {', '.join(names()) or 'none'}")
+    runner.step_back()
+    report = runner.examine(Sight(only=name), CHECKS)
+    if as_json:
+        _print_json(report.document())
+    else:
+        click.echo(table.text(report, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    sys.stdout.flush()
+    # A check that hangs in the kernel has a thread that nothing else would end.
+    os._exit(report.exit_code)
+
+
+@forgectl.command()
+@click.option("--since", type=float, metavar="SECONDS", help="Unix time at which the run of site.yml began.")
+@click.option("--whole", is_flag=True, help="It was one of all of site.yml.")
+@click.option("--accept", is_flag=True, help="Take all that is here for what provisioning left; for people.")
+@dry_run_option
+@json_option
+def provisioned(since: float | None, whole: bool, accept: bool, dry_run: bool, as_json: bool) -> None:
+    """Write down what provisioning left on this host, for doctor to find what changes; site.yml calls this at its end.
+
+    No content is kept, only digests, modes and owners. What was changed or added by hand before a run stays a
+    difference, until it is put right or accepted.
+    """
+    if os.geteuid() != 0:
+        raise Refused("expected to be called by root; found another user; use sudo")
+    if since is None and not accept:
+        raise click.UsageError("say when the run began (--since), or that all that is here is right (--accept)")
+    from forgectl.doctor import manifest
+
+    changed = manifest.record(Path("/"), since=since or 0.0, whole=whole, accept=accept, dry_run=dry_run)
+    if as_json:
+        _print_json({"changed": changed, "manifest": manifest.MANIFEST})
+    else:
+        click.echo(f"{manifest.MANIFEST}: {'written' if changed else 'nothing to do'}")
 
 
 @forgectl.command()
