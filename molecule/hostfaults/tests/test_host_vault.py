@@ -17,7 +17,7 @@ OVER = "See that it is mended"
 def test_sealed_during_a_restart(
     fault: FaultContext, host: Host, vault: hvac.Client, live: str, runbooks: Runbooks
 ) -> None:
-    """Clients wait and get 502 or 504; nobody has to touch the host."""
+    """Clients wait, and get 502 or 504 where that takes too long; nobody has to touch the host."""
     with fault("Vault sealed during a restart") as happening, sealed(vault):
         since = cursor(host)
         host.check_output("systemctl restart --no-block %s", live)
@@ -27,7 +27,7 @@ def test_sealed_during_a_restart(
         happening.mended_by(VAULT)
         runbooks.follow(VAULT, "Unseal it", {"unseal-key": unseal_key()})
         until(lambda: health(vault) == 200, 20)
-    assert happening.hurt
+    assert max(record.latency for record in happening.inside) > happening.mending - happening.began - 1
     runbooks.follow(VAULT, OVER)
 
 
