@@ -25,6 +25,7 @@ pytest.register_assert_rewrite(
     "forge_apps",
     "forge_diagnosis",
     "forge_events",
+    "forge_faults",
     "forge_public",
     "forge_runbook",
     "forge_search",
