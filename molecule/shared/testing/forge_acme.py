@@ -89,15 +89,6 @@ class OpenBao:
             self._role(not_before_duration="30s")
 
     @contextmanager
-    def brief(self, seconds: int) -> Iterator[None]:
-        """Have it issue certificates that end after so many seconds."""
-        self._role(ttl=f"{seconds}s")
-        try:
-            yield
-        finally:
-            self._role(ttl="720h")
-
-    @contextmanager
     def refusing(self) -> Iterator[None]:
         """Have it refuse all that is asked through ACME."""
         self._enabled(False)
