@@ -17,22 +17,6 @@ from forge_scenario import Status, main_pid, ready, reboot, show, until
 from forge_vault import PATH, put, timer
 from testinfra.host import Host
 
-PAGES = (
-    "address-already-in-use",
-    "command-failed",
-    "errors-during-a-rollout",
-    "event-loop-blocked",
-    "file-descriptors",
-    "half-finished-release",
-    "live-but-not-ready",
-    "memory-growing",
-    "release-permissions",
-    "schema-mismatch",
-    "secrets-not-in-service",
-    "service-exits-right-after-start",
-    "variables-not-arriving",
-    "workers-killed-on-timeout",
-)
 SEEN, LOOK, MEND, MENDED = "What you see", "Look", "Mend", "See that it is mended"
 # Of this session: a release of an earlier one has to start all the same.
 BROKEN = f"/var/lib/inbox/broken-{uuid.uuid4().hex}"
@@ -505,9 +489,3 @@ def test_secrets_not_in_service(
     runbooks.follow(page, MENDED)
     newest = vault.secrets.kv.v2.read_secret_metadata(PATH)["data"]["current_version"]
     assert status()["live"]["secrets"] == newest
-
-
-@pytest.mark.exhaustive
-def test_zz_every_command_was_run(runbooks: Runbooks) -> None:
-    """No page has a command that no test of this module has seen work."""
-    assert runbooks.left(*PAGES) == []

@@ -4,13 +4,27 @@ import pytest
 from forge_runbook import Runbooks
 
 PAGES = (
+    "address-already-in-use",
     "clock",
+    "command-failed",
     "database-down",
     "disk-filling",
+    "errors-during-a-rollout",
+    "event-loop-blocked",
+    "file-descriptors",
+    "half-finished-release",
     "journal-flooded",
+    "live-but-not-ready",
+    "memory-growing",
     "network",
     "nginx-down",
+    "release-permissions",
+    "schema-mismatch",
+    "secrets-not-in-service",
+    "service-exits-right-after-start",
     "too-many-database-connections",
+    "variables-not-arriving",
+    "workers-killed-on-timeout",
 )
 
 
