@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -719,6 +719,44 @@ class TestEdge:
         assert [each.severity for each in found] == ([expected] if expected else [])
         if found:
             assert found[0].title.startswith(f"{bad} of {good + bad} answers of the last hour were 5xx")
+
+    def log(self, path: Path, statuses: Sequence[int], ago: float) -> None:
+        """So many requests, each a second after the one before; the last of them so many seconds ago."""
+        began = time.time() - ago - len(statuses)
+        times = [datetime.fromtimestamp(began + n, UTC).isoformat(timespec="seconds") for n in range(len(statuses))]
+        lines = [
+            json.dumps({"timestamp": at, "status": status, "path": f"/v1/events/{n}", "user_agent": "x" * 100})
+            for n, (at, status) in enumerate(zip(times, statuses, strict=True))
+        ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([*lines, ""]))
+
+    def test_errors_in_what_was_rotated(self, sight: Canned, layout: Layout) -> None:
+        """A busy log is rotated several times in an hour."""
+        now = int(time.time())
+        log = layout.access_log
+        self.log(log.with_name(f"{log.name}-20260101-{now - 400}"), [200, 502] * 50, 400)
+        self.log(log.with_name(f"{log.name}-20260101-{now - 200}"), [502] * 50, 200)
+        self.log(log, [200] * 60, 0)
+        found = only(edge.errors, sight)
+        assert found.severity == "note"
+        assert found.title.startswith("100 of 210 answers of the last hour were 5xx")
+        assert "most often /v1/events/* (100)" in found.evidence[0]
+
+    def test_errors_in_a_log_that_is_too_long(
+        self, sight: Canned, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It says of how much of the hour it speaks."""
+        self.log(layout.access_log, [502] * 3000, 0)
+        monkeypatch.setattr(edge, "LOG_BYTES", layout.access_log.stat().st_size // 10)
+        found = only(edge.errors, sight)
+        assert re.match(r"\d+ of \d+ answers of the last 5 min, of which more is not read, were 5xx", found.title)
+
+    def test_errors_of_one_that_was_removed(self, sight: Canned, layout: Layout, change: Callable[..., None]) -> None:
+        """There is nothing left to go back to."""
+        self.log(layout.access_log, [502] * 100, 0)
+        change(removed=Removed(state.now(), "me", [], done=True))
+        assert codes(edge.errors, sight) == []
 
 
 class TestStorage:

@@ -177,20 +177,35 @@ def search(log: Path, request_id: str, since: float = 0.0) -> tuple[list[Line], 
     return [], down_to
 
 
-def lines(log: Path, since: float, unreadable: Callable[[], None] = lambda: None) -> Iterator[Line]:
-    """The requests that ended at a Unix time or later.
+def lines(
+    log: Path,
+    since: float,
+    unreadable: Callable[[], None] = lambda: None,
+    budget: int | None = None,
+    cut: Callable[[], None] = lambda: None,
+) -> Iterator[Line]:
+    """The requests that ended at a Unix time or later; with `budget` those in so many bytes, the newest.
 
-    The newest file comes first, so that a rotation meanwhile hides none.
+    The newest file comes first, so that a rotation meanwhile hides none. `cut` is called where older ones are left out.
     """
     for part in reversed(parts(log)):
         if part.ended + SLACK_SECONDS < since:
             break
-        for raw in read(part, since):
+        long = 0 if budget is None else length(part, since)
+        if budget is not None and long > budget:
+            cut()
+            if part.packed:
+                break
+        for raw in read(part, since, None if part.packed else budget):
             line = decode(raw)
             if line is None:
                 unreadable()
             elif line.at >= since:
                 yield line
+        if budget is not None:
+            if long > budget:
+                break
+            budget -= long
 
 
 class Tail:
