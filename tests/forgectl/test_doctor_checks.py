@@ -225,9 +225,12 @@ class TestSlots:
             assert codes(slot_checks.sockets, sight) == []
             layout.socket("blue").chmod(0o666)
             assert "0666" in only(slot_checks.sockets, sight).title
+            assert only(slot_checks.sockets, sight).mend == "sudo forgectl recycle inbox"
             layout.socket("blue").chmod(0o660)
             replace_symlink(layout.live, "green.sock")
-            assert "leads to green.sock, and slot blue is live" in only(slot_checks.sockets, sight).title
+            found = only(slot_checks.sockets, sight)
+            assert "leads to green.sock, and slot blue is live" in found.title
+            assert found.mend == "sudo forgectl boot inbox"
             layout.live.unlink()
             assert "leads to nowhere" in only(slot_checks.sockets, sight).title
         sight.states["inbox@blue.socket"] = {"ActiveState": "failed", "Result": "resources"}
@@ -388,7 +391,9 @@ class TestReleases:
         assert codes(releases.intact, sight) == []
         settings = layout.releases / release / "settings.toml"
         settings.chmod(0o640)
-        assert "0640" in only(releases.intact, sight).title
+        found = only(releases.intact, sight)
+        assert "0640" in found.title
+        assert found.mend == "sudo forgectl recover inbox"
         settings.chmod(0o400)
         assert "1 files of its live release have the wrong owner or mode" in only(releases.intact, sight).title
         settings.chmod(0o440)
@@ -985,6 +990,28 @@ class TestUnits:
         assert (found.code, found.title) == ("F804", "no alert gets through by webhook, after 5 attempts: HTTP 500")
         sight.said["systemctl"] = "forge-alerts.service loaded failed failed x"
         assert only(units.units, sight).code == "F804"
+
+    @pytest.mark.parametrize(
+        ("config", "unit", "expected"),
+        [
+            ("[mail]\n", {"ActiveState": "active"}, []),
+            ("[mail]\n", {"ActiveState": "inactive"}, ["F804"]),
+            ("[mail]\n", {"ActiveState": "inactive", "Job": "17"}, []),
+            ("[mail]\n", {"ActiveState": "activating", "SubState": "auto-restart"}, ["F804"]),
+            ("[mail]\n", {"ActiveState": "failed"}, []),
+            ("repeat_minutes = 60\n", {"ActiveState": "inactive"}, []),
+            ("[mail\n", {"ActiveState": "active"}, ["F804"]),
+            (None, {"ActiveState": "inactive"}, []),
+        ],
+    )
+    def test_alerts_that_nobody_delivers(
+        self, sight: Canned, config: str | None, unit: dict[str, str], expected: list[str]
+    ) -> None:
+        """One that failed is told of with the failed units, and one that waits for the network is on its way."""
+        if config is not None:
+            write(sight, "/etc/forge/alerts.toml", config)
+        sight.states["forge-alerts.service"] = unit
+        assert codes(units.alerts, sight) == expected
 
     def test_exposure(self, sight: Canned) -> None:
         """What docs/host.md promises is what is held."""

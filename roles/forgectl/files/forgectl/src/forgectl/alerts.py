@@ -16,6 +16,7 @@ from forgectl import systemd
 from forgectl.errors import ForgeError, Refused
 
 UNIT = "forge-alerts.service"
+CONFIG = "etc/forge/alerts.toml"
 CHANNELS = ("command", "webhook", "mail")
 POLL_SECONDS = 0.2
 
@@ -26,7 +27,7 @@ def configured(root: Path = Path("/")) -> list[str]:
     Raises:
         Refused: provisioning did not say.
     """
-    path = root / "etc/forge/alerts.toml"
+    path = root / CONFIG
     try:
         found = tomllib.loads(path.read_text())
     except FileNotFoundError:

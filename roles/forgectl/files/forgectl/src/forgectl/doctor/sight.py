@@ -187,7 +187,12 @@ class Sight:
     def _units(self) -> dict[str, dict[str, str]]:
         wanted = [NGINX, "forge-certificates.timer", "forge-certificates.service", "forge-reboot.timer"]
         wanted += ["logrotate.timer", "logrotate.service", *CLOCKS]
-        wanted += ["apt-daily-upgrade.timer", "apt-daily-upgrade.service", "forge-firewall.service"]
+        wanted += [
+            "apt-daily-upgrade.timer",
+            "apt-daily-upgrade.service",
+            "forge-firewall.service",
+            "forge-alerts.service",
+        ]
         for app in self.apps:
             layout = app.layout
             for slot in SLOTS:

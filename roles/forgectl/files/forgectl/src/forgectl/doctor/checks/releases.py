@@ -29,7 +29,7 @@ def intact(sight: Sight) -> Iterator[Finding]:
         problems, small = _modes(app, folder)
         if problems:
             title = f"{len(problems)} files of its live release have the wrong owner or mode: {problems[0]}"
-            yield Finding("F209", app.name, title, tuple(problems[:SHOWN]), mend)
+            yield Finding("F209", app.name, title, tuple(problems[:SHOWN]), f"sudo forgectl recover {app.name}")
         record = next((each for each in staging.records(app.layout) if each.id == app.live.release), None)
         if record and small:
             try:

@@ -68,7 +68,10 @@ def sockets(sight: Sight) -> Iterator[Finding]:
     for app in sight.serving:
         problems = list(_socket_problems(sight, app))
         if problems:
-            yield Finding("F203", app.name, problems[0], tuple(problems), f"sudo forgectl boot {app.name}")
+            # A link is put right without a new slot; a listener is not.
+            linked = all(each.startswith(f"{app.layout.live} ") for each in problems)
+            mend = f"sudo forgectl {'boot' if linked else 'recycle'} {app.name}"
+            yield Finding("F203", app.name, problems[0], tuple(problems), mend)
 
 
 def _loop(sight: Sight, unit: str) -> float:

@@ -4,8 +4,11 @@ import json
 import re
 from collections.abc import Iterator
 
+from forgectl import alerts as channels
+from forgectl.doctor.checks.provisioning import PROVISION
 from forgectl.doctor.findings import HOST, Finding
 from forgectl.doctor.sight import AppSight, Sight
+from forgectl.errors import Refused
 
 PLATFORM = re.compile(
     r"^(forge-|nginx\.|postgresql|fail2ban\.|ssh|systemd-(journald|timesyncd|resolved|networkd)\b|nftables\.)"
@@ -39,7 +42,8 @@ def units(sight: Sight) -> Iterator[Finding]:
 
 
 def alerts(sight: Sight) -> Iterator[Finding]:
-    """F804: what each channel of forge-alerts wrote down of deliveries that fail."""
+    """F804: whether the unit runs, and what each of its channels wrote down of deliveries that fail."""
+    yield from _delivery(sight)
     for path in sorted(sight.at(DELIVERY).glob("*.json")):
         try:
             failing = json.loads(path.read_text()).get("failing")
@@ -51,6 +55,25 @@ def alerts(sight: Sight) -> Iterator[Finding]:
             )
             evidence = [f"{path}: failing since {failing.get('since')}"]
             yield Finding("F804", HOST, title, evidence, "sudo systemctl restart forge-alerts.service")
+
+
+def _delivery(sight: Sight) -> Iterator[Finding]:
+    """F804: channels, and nobody who serves them; one that failed is among the failed units."""
+    restart = f"sudo systemctl restart {channels.UNIT}"
+    if not sight.at(channels.CONFIG).exists():
+        return
+    try:
+        wanted = channels.configured(sight.root)
+    except (Refused, OSError) as error:
+        yield Finding("F804", HOST, "where alerts go can't be read", (str(error),), PROVISION)
+        return
+    unit = sight.unit(channels.UNIT)
+    state, waits = unit["ActiveState"], unit.get("Job", "") not in ("", "0")
+    # After a boot it waits for the network; between two tries of its own it is `activating`, and nobody's job.
+    if wanted and state not in ("active", "reloading", "failed") and not waits:
+        title = f"alerts are not delivered by {', '.join(wanted)}: {channels.UNIT} is {state}"
+        evidence = [f"{channels.UNIT}: {state} ({unit['Result']})", *sight.last_words(channels.UNIT)]
+        yield Finding("F804", HOST, title, evidence, restart)
 
 
 def _failed(sight: Sight, unit: str, subject: str) -> Finding:
