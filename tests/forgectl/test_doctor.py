@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import SOURCE, describe
@@ -123,6 +124,27 @@ def test_table_says_what_and_what_to_do() -> None:
     assert "\x1b[" not in text
     assert "\x1b[" in table.text(report(finding()), colour=True)
     assert table.text(report(), colour=False) == "vm: clean (nothing found), 1 checks in 1.0 s"
+
+
+def test_what_others_said_does_nothing_to_a_terminal() -> None:
+    """Apps, clients and servers choose the words that evidence quotes."""
+    quoted = Finding("F201", "inbox", "it \x1b]0;x\x07 ended", ("journal: \x1b[2J gone\r\u202e",), "sudo mend \x9b")
+    text = table.text(report(quoted), colour=False)
+    assert all(char.isprintable() for char in text.replace("\n", ""))
+
+
+class _Said(Sight):
+    """A host whose journal has one line."""
+
+    def journal(self, *_: str, **__: Any) -> list[dict[str, Any]]:
+        """That of an app which quotes what it was given."""
+        return [{"MESSAGE": "no such database: postgresql://inbox:hunter2hunter2@db/inbox"}]
+
+
+def test_evidence_has_no_secret_by_its_shape(tmp_path: Path) -> None:
+    (line,) = _Said(tmp_path).last_words("inbox@blue.service")
+    assert "hunter2" not in line
+    assert line.startswith("journal of inbox@blue.service: no such database: postgresql://inbox:<scrubbed")
 
 
 def test_the_worst_comes_first(tmp_path: Path) -> None:

@@ -17,11 +17,14 @@ from forgectl import config, state
 from forgectl.config import App
 from forgectl.errors import ForgeError
 from forgectl.layout import SLOTS, Layout, names
+from forgectl.scrub import Scrubber
 from forgectl.state import Slotted, State
 
 # What a command gets; the checks that call it get a little more.
 COMMAND_SECONDS = 1.8
 HOUR = 3600.0
+# Of a line that is quoted, what is looked at.
+LONGEST_WORDS = 16 * 1024
 NGINX = "nginx.service"
 # Whoever keeps the clock, by systemd's names on the supported distributions.
 CLOCKS = ("systemd-timesyncd.service", "chrony.service", "ntpsec.service", "ntp.service", "openntpd.service")
@@ -183,6 +186,14 @@ class Sight:
                 known |= self._show([name])
             return known[name]
 
+    def now(self, name: str) -> Mapping[str, str]:
+        """The properties of a unit as they are now, for what may change while doctor looks.
+
+        Raises:
+            Unseen: systemd does not answer.
+        """
+        return self._show([name])[name]
+
     @cached_property
     def _units(self) -> dict[str, dict[str, str]]:
         wanted = [NGINX, "forge-certificates.timer", "forge-certificates.service", "forge-reboot.timer"]
@@ -232,7 +243,9 @@ class Sight:
     def last_words(self, unit: str, lines: int = 3) -> tuple[str, ...]:
         """What a unit's processes said last, a line each, without the middle of long ones."""
         said = [message(entry) for entry in self.journal(f"_SYSTEMD_UNIT={unit}", since=24 * HOUR, lines=lines)]
-        return tuple(f"journal of {unit}: {shorten(text)}" for text in said)
+        # An app that fails may quote what it was given, and findings go to pages and tickets.
+        scrub = Scrubber({})
+        return tuple(f"journal of {unit}: {shorten(scrub(text[:LONGEST_WORDS]))}" for text in said)
 
 
 def message(entry: Mapping[str, Any]) -> str:

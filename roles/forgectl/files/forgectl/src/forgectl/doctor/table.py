@@ -4,13 +4,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 from forgectl.doctor.findings import ORDER, Finding, Report
+from forgectl.logs.said import plain
 
 COLOURS = {"critical": "red", "warning": "yellow", "note": "cyan"}
 HEADINGS = ("code", "severity", "subject", "what")
 
 
 def text(report: Report, *, colour: bool) -> str:
-    """The findings as a table, then each with its evidence, what mends it, and where its page is."""
+    """The findings as a table, then each with its evidence, what mends it, and where its page is.
+
+    Evidence quotes what apps, clients and servers said: none of it does anything to the terminal.
+    """
     import click
 
     def paint(word: str, severity: str) -> str:
@@ -24,11 +28,11 @@ def text(report: Report, *, colour: bool) -> str:
             cells = (finding.code, finding.severity, finding.subject)
             padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
             padded[1] = paint(padded[1], finding.severity)
-            lines.append("  ".join([*padded, finding.title]))
+            lines.append("  ".join([*padded, plain(finding.title)]))
         for finding in report.findings:
-            lines += ["", paint(f"{finding.code} {finding.subject}: {finding.title}", finding.severity)]
-            lines += [f"  saw      {line}" for line in finding.evidence]
-            lines += [f"  mend     {finding.mend}", f"  runbook  docs/runbooks/{finding.entry.runbook}.md"]
+            lines += ["", paint(f"{finding.code} {finding.subject}: {plain(finding.title)}", finding.severity)]
+            lines += [f"  saw      {plain(line)}" for line in finding.evidence]
+            lines += [f"  mend     {plain(finding.mend)}", f"  runbook  docs/runbooks/{finding.entry.runbook}.md"]
     return "\n".join(lines)
 
 
