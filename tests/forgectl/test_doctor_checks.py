@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,6 +101,10 @@ class Canned(Sight):
         answer = self.said.get(command[0], "")
         code, text = (answer, "") if isinstance(answer, int) else (0, answer)
         return subprocess.CompletedProcess(command, code, text, "it failed")
+
+    def now(self, name: str) -> Mapping[str, str]:
+        """The same, whenever it is asked."""
+        return self.unit(name)
 
     def journal(self, *_: str, **__: Any) -> list[dict[str, Any]]:
         """What the test put there."""
@@ -278,6 +283,17 @@ class TestOperations:
         change(operation=Operation(phase, "r", "green", None, state.now()))
         sight.states["forge-watch@inbox.service"] = {"ActiveState": watch}
         assert codes(operations.operations, sight) == expected
+
+    def test_one_that_begins_while_doctor_looks(
+        self, sight: Canned, change: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody held the lock a moment ago, and somebody is at work now."""
+        assert sight.apps
+        change(operation=Operation("starting", "r", "green", None, state.now()))
+        somebody = lock.Holder(1, "me", "release", time.time())
+        answers = iter([None, somebody])
+        monkeypatch.setattr(lock, "holder", lambda _: next(answers))
+        assert codes(operations.operations, sight) == []
 
     def test_a_removal_that_nobody_goes_on_with(self, sight: Canned, change: Callable[..., None]) -> None:
         change(removed=Removed(state.now(), "me", []))
@@ -566,6 +582,19 @@ class TestDatabases:
             try:
                 connection.execute("INSERT INTO alembic_version VALUES ('a')")
                 assert codes(databases.databases, described()) == []
+            finally:
+                connection.execute("DROP TABLE alembic_version")
+
+    def test_a_schema_on_its_way_is_none_of_both(
+        self, described: Callable[..., Canned], layout: Layout, postgresql: str
+    ) -> None:
+        with psycopg.connect(postgresql, autocommit=True) as connection:
+            connection.execute("CREATE TABLE alembic_version (version_num text)")
+            try:
+                connection.execute("INSERT INTO alembic_version VALUES ('between')")
+                assert codes(databases.databases, described()) == ["F304"]
+                with lock.hold(layout, "release"):
+                    assert codes(databases.databases, described()) == []
             finally:
                 connection.execute("DROP TABLE alembic_version")
 
@@ -935,7 +964,24 @@ class TestUpdates:
         packages = {"a": "installed", "b": "half-configured"}
         paragraphs = [f"Package: {name}\nStatus: install ok {how}\n" for name, how in packages.items()]
         write(sight, "/var/lib/dpkg/status", "\n".join(paragraphs))
+        write(sight, updates.DPKG_LOCK, "")
         assert only(updates.updates, sight).title == "1 packages are installed in part: b"
+
+    def test_packages_while_they_are_installed(self, sight: Canned) -> None:
+        """Of each of them dpkg says for a moment that it is there in part."""
+        write(sight, updates.CONFIG, 'APT::Periodic::Unattended-Upgrade "1";\n')
+        write(sight, "/var/lib/dpkg/status", "Package: b\nStatus: install ok unpacked\n")
+        path = write(sight, updates.DPKG_LOCK, "")
+        hold = (
+            "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+        )
+        call = [sys.executable, "-c", hold, str(path)]
+        with subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as somebody:
+            assert somebody.stdout
+            somebody.stdout.readline()
+            assert codes(updates.updates, sight) == []
+            somebody.communicate(b"\n")
+        assert codes(updates.updates, sight) == ["F702"]
 
     def test_reboot(self, sight: Canned) -> None:
         write(sight, "/proc/sys/kernel/osrelease", "6.12.9-amd64\n")

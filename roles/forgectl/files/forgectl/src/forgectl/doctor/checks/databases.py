@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 from forge.connections import Demand, Server, budget
 
-from forgectl import database, schema, staging
+from forgectl import database, lock, schema, staging
 from forgectl.config import App
 from forgectl.doctor.findings import HOST, Finding
 from forgectl.doctor.sight import AppSight, Sight
@@ -110,6 +110,9 @@ def _demand(its: App) -> Demand:
 def _schema(app: AppSight, its: App) -> Iterator[Finding]:
     """F304: the revisions of the database, against those that its live release, or a newer one, brought."""
     if not its.uses_alembic or its.database is None or app.state is None:
+        return
+    if lock.holder(app.layout):
+        # A release may migrate it just now, revision by revision.
         return
     import psycopg
 

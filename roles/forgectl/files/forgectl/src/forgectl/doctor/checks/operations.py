@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from forgectl import lock, state
 from forgectl.doctor.findings import Finding
-from forgectl.doctor.sight import Sight, span
+from forgectl.doctor.sight import AppSight, Sight, span
 
 # Longer than a release takes, with its environment to be built and a short migration.
 HELD_SECONDS = 900.0
@@ -23,10 +23,12 @@ def operations(sight: Sight) -> Iterator[Finding]:
             yield Finding("F301", app.name, title, evidence, mend)
         if holder or app.state is None:
             continue
-        # Read after the lock: what ended in between is no trouble.
+        # Read after the lock: what ended in between is no trouble. And looked at again: neither is what began.
         present = state.load(app.layout)
         operation, removed = present.operation, present.removed
-        watched = sight.unit(app.layout.watch_unit())["ActiveState"] in ("active", "activating", "deactivating")
+        watched = bool(operation) and _watched(sight, app)
+        if (operation or removed) and (lock.holder(app.layout) or state.load(app.layout) != present):
+            continue
         # Watching and draining go on by themselves.
         if operation and (operation.phase in ("maintenance", "starting") or not watched):
             evidence = [
@@ -39,6 +41,12 @@ def operations(sight: Sight) -> Iterator[Finding]:
             what = "purge" if removed.purging else "remove"
             evidence = [f"{app.layout.state_dir}/state.json: removed since {removed.since} by {removed.by}, not done"]
             yield Finding("F302", app.name, f"a {what} was left half-way", evidence, f"sudo forgectl {what} {app.name}")
+
+
+def _watched(sight: Sight, app: AppSight) -> bool:
+    """Whether the watch runs now; what all checks know of units may be older than the state."""
+    unit = sight.now(app.layout.watch_unit())
+    return unit["ActiveState"] in ("active", "activating", "deactivating")
 
 
 def maintenance(sight: Sight) -> Iterator[Finding]:

@@ -1,13 +1,19 @@
 """Security updates, and reboots that they ask for."""
 
+import fcntl
+import os
 import re
+import struct
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from forgectl.doctor.findings import HOST, Finding
 from forgectl.doctor.sight import Sight, uptime
 
 DAY = 86400.0
+# Whoever installs has it, from the first package to the last.
+DPKG_LOCK = "/var/lib/dpkg/lock-frontend"
 CONFIG = "/etc/apt/apt.conf.d/52forge-unattended-upgrades"
 # What apt's daily jobs leave behind: when lists were fetched, and when unattended-upgrades last ran to its end.
 FETCHED, RAN = "/var/lib/apt/periodic/update-success-stamp", "/var/lib/apt/periodic/unattended-upgrades-stamp"
@@ -39,7 +45,8 @@ def updates(sight: Sight) -> Iterator[Finding]:
             when = f"{age / DAY:.0f} days ago" if age < float("inf") else "never"
             yield Finding("F702", HOST, f"{what} {when}", (f"{path}: {when}", f"see {LOG}"), UPGRADE)
     broken = [line for line in sight.read("/var/lib/dpkg/status").split("\n\n") if _is_broken(line)]
-    if broken:
+    # Meanwhile that is how packages are.
+    if broken and not _is_locked(sight):
         packages = [re.sub(r"Package: (\S+).*", r"\1", each, flags=re.DOTALL) for each in broken]
         title = f"{len(packages)} packages are installed in part: {', '.join(packages[:5])}"
         yield Finding("F702", HOST, title, ("/var/lib/dpkg/status",), "sudo dpkg --configure --pending")
@@ -69,6 +76,16 @@ def _age(sight: Sight, path: str) -> float:
         return time.time() - sight.at(path).stat().st_mtime
     except OSError:
         return float("inf")
+
+
+def _is_locked(sight: Sight) -> bool:
+    """Whether somebody has the lock of the packages; asked so that nobody ever finds it taken by this."""
+    with suppress(OSError), sight.at(DPKG_LOCK).open("rb") as file:
+        # struct flock of Linux on 64 bits: type, whence, start, length, process.
+        asked = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+        (kind,) = struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        return bool(kind != fcntl.F_UNLCK)
+    return False
 
 
 def _is_broken(paragraph: str) -> bool:
