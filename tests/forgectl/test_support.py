@@ -152,6 +152,28 @@ def test_a_command_is_bounded_in_size_and_time(monkeypatch: pytest.MonkeyPatch) 
     assert support._run(["sh", "-c", "echo out; echo err >&2; exit 3"], 1000) == Found(b"out\nerr\n", False, 3)
 
 
+@pytest.mark.parametrize("begun", ["sleep 20", "setsid sleep 20"])
+def test_what_a_command_leaves_behind_holds_nothing_up(monkeypatch: pytest.MonkeyPatch, begun: str) -> None:
+    """It has the other end of the pipe."""
+    monkeypatch.setattr(support, "PART_SECONDS", 0.5)
+    began = time.monotonic()
+    found = support._run(["sh", "-c", f"{begun} & echo x; sleep 20"], 1000)
+    assert (found.data, found.exit, time.monotonic() - began < 10) == (b"x\n", -signal.SIGKILL, True)
+
+
+def test_a_link_that_somebody_else_made_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service may make one in its own folder."""
+    (tmp_path / "shadow").write_text("x")
+    (tmp_path / "link").symlink_to("shadow")
+    assert support._tail(tmp_path / "link", 100).data == b"x"
+    if os.geteuid() == 0:
+        os.lchown(tmp_path / "link", 12345, 12345)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        support._tail(tmp_path / "link", 100)
+
+
 def test_the_end_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("".join(f"line {each}\n" for each in range(1000)))
     found = support._tail(tmp_path / "log", 100)

@@ -10,11 +10,12 @@ import io
 import json
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -342,7 +343,11 @@ def _command(name: str, *command: str, limit: int = PART_BYTES) -> Part:
 
 def _tail(path: Path, limit: int) -> Found:
     """The end of a file, from the beginning of a line on."""
-    with path.open("rb") as file:
+    # A link of root's is the platform's. One that a service made in its own folder may lead to what it may not read.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    if not (path.is_symlink() and path.lstat().st_uid in (0, os.geteuid())):
+        flags |= os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - limit))
         data = file.read(limit)
@@ -353,22 +358,32 @@ def _run(command: Sequence[str], limit: int) -> Found:
     """The end of what a command prints, from the beginning of a line on; however much that is."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0", "PAGER": "cat"}
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
     )
-    timer = threading.Timer(PART_SECONDS, process.kill)
+    assert process.stdout is not None
+    output, deadline = process.stdout.fileno(), time.monotonic() + PART_SECONDS
     kept, truncated = b"", False
     try:
-        timer.start()
-        assert process.stdout is not None
-        while chunk := os.read(process.stdout.fileno(), 1 << 16):
+        while select.select([output], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            chunk = os.read(output, 1 << 16)
             kept += chunk
             if len(kept) > 2 * limit:
                 kept, truncated = kept[-limit:], True
-        process.wait()
+            if not chunk or time.monotonic() > deadline:
+                break
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
     finally:
-        timer.cancel()
-        process.kill()
-        process.communicate()
+        # And what it has begun, which may hold the other end of the pipe for as long as it likes.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
     if len(kept) > limit:
         kept, truncated = kept[-limit:], True
     return Found(kept.partition(b"\n")[2] if truncated else kept, truncated, process.returncode)
