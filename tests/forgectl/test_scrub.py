@@ -162,3 +162,20 @@ def test_no_text_takes_for_ever(piece: str) -> None:
 
 def test_forms_are_no_fragments() -> None:
     assert all(len(form) >= 8 for form in forms("abcdefgh"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"db_password": "correct horse, battery", "name": "inbox"}',
+        "password='correct; horse & battery' name=inbox",
+        'SECRET_KEY: "correct-horse-battery" name: inbox',
+        '{"secretKey":"correct-horse-battery","name":"inbox"}',
+        "session_secret_key=correct-horse-battery name=inbox",
+    ],
+)
+def test_a_value_goes_to_its_end(text: str) -> None:
+    """What comes after a blank in quotes is of the secret as well."""
+    found = Scrubber({})(text)
+    assert not any(word in found for word in ("correct", "horse", "battery"))
+    assert "inbox" in found

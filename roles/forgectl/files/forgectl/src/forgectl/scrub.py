@@ -23,8 +23,8 @@ COMMON = frozenset(
 HALVED = 24
 
 # A name that ends like this has a secret behind it.
-_NAME = r"""(?:pass(?:word|wd|phrase)?|pwd|secret|token|secret_?id|role_?id|accessor|api_?key|access_?key|private_?key|
-    signing_?key|encryption_?key|credentials?|signature|cookie|dsn|authorization)"""
+_NAME = r"""(?:pass(?:word|wd|phrase)?|pwd|secret(?:_?key)?|token|secret_?id|role_?id|accessor|api_?key|access_?key|
+    private_?key|signing_?key|encryption_?key|credentials?|signature|cookie|dsn|authorization)"""
 _FLAGS = re.IGNORECASE | re.VERBOSE
 # What, and the pattern, of which a group `secret` goes, or all of it.
 _SHAPES = (
@@ -55,6 +55,16 @@ _SHAPES = (
             r"(?:[?&]|%3F|%26)(?:[\w.-]{0,60}"
             + _NAME
             + r"|key|sig|code|auth|jwt|session|sid)(?:=|%3D)(?P<secret>(?:(?!%26)[^&\s\"'\\])+)",
+            _FLAGS,
+        ),
+    ),
+    (
+        # In quotes it goes to its end, whatever is in it.
+        "value under such a name",
+        re.compile(
+            r"(?<![A-Za-z0-9])[\w.-]{0,60}"
+            + _NAME
+            + r"\\?[\"']?\ *[:=]\ *\\?(?P<quote>[\"'])(?P<secret>(?:(?!(?P=quote))[^\r\n\\]){3,})",
             _FLAGS,
         ),
     ),
