@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import describe, no_room
-from forgectl import config, report, staging, venv
+from conftest import describe, no_room, staged
+from forgectl import config, release, report, staging, venv
 from forgectl.errors import Refused
-from forgectl.layout import Layout, walk
+from forgectl.layout import Layout, replace_symlink, walk
 
 PARTS_OF_A_VENV = {"bin", "lib", ".complete", "pyvenv.cfg", "lock.txt"}
 GROUP = pwd.getpwuid(os.getuid()).pw_gid
@@ -399,3 +399,14 @@ def test_pruning_keeps_the_newest_what_is_needed_and_the_slots(layout: Layout) -
     assert [path.name for path in sorted(layout.releases.iterdir())] == [names[number] for number in kept]
     assert sorted(path.name for path in layout.venvs.iterdir()) == [f"venv{number}" for number in kept]
     assert removed == [names[3], names[4], "venv3", "venv4"]
+
+
+def test_permissions_of_a_release_that_says_nothing_hold_no_recovery_up(layout: Layout) -> None:
+    """What is under way has to be recovered, and doctor tells of the settings."""
+    record = staged(layout, 1, "A")
+    replace_symlink(layout.slots / "blue", f"../releases/{record.id}")
+    layout.settings(record.id).chmod(0o644)
+    layout.settings(record.id).write_text("name =")
+    said: list[str] = []
+    assert release.put_right(layout, dry_run=True, say=said.append) == []
+    assert said[0].startswith(f"the permissions of {record.id} stay as they are: expected")

@@ -250,7 +250,7 @@ def recover(name: str, dry_run: bool, as_json: bool) -> None:
     with _locked(layout, "recover", unless=dry_run):
         before = state.load(layout).operation
         # First: what is started again has to be readable.
-        sealed = releases.put_right(layout, dry_run=dry_run)
+        sealed = releases.put_right(layout, dry_run=dry_run, say=_say)
         if not dry_run:
             cutover.recover(layout, app, _say)
         after = state.load(layout).operation

@@ -304,12 +304,17 @@ def stage(
     )
 
 
-def put_right(layout: Layout, *, dry_run: bool) -> list[str]:
+def put_right(layout: Layout, *, dry_run: bool, say: Say) -> list[str]:
     """Give the releases in the slots the owner and modes that they were staged with; returns those that lacked them."""
     found = []
     for record in staging.records(layout):
         if record.id in map(layout.slot_release, SLOTS):
-            its_app = config.load(layout.settings(record.id))
+            try:
+                its_app = config.load(layout.settings(record.id))
+            except Refused as error:
+                # What is under way is recovered all the same.
+                say(f"the permissions of {record.id} stay as they are: {error}")
+                continue
             if staging.put_right(layout, its_app, record, _group(its_app), dry_run=dry_run):
                 found.append(record.id)
     return found
