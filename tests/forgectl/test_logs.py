@@ -74,9 +74,9 @@ def test_files_that_ended_before_are_not_opened(fortnight: Path, monkeypatch: py
     opened: list[str] = []
     read = access.read
 
-    def noted(part: access.Part, since: float) -> Iterator[bytes]:
+    def noted(part: access.Part, since: float, budget: int | None) -> Iterator[bytes]:
         opened.append(part.path.name)
-        return read(part, since)
+        return read(part, since, budget)
 
     monkeypatch.setattr(access, "read", noted)
     list(access.lines(fortnight, NOW - 13 * HOUR))
@@ -204,6 +204,12 @@ def test_since(text: str, seconds: float) -> None:
     assert window.since(text, datetime.fromtimestamp(NOW, UTC)) == NOW - seconds
 
 
+def test_since_before_all_time() -> None:
+    """The journal knows no time before its own."""
+    assert window.since("2500w", datetime.fromtimestamp(NOW, UTC)) == NOW - 2500 * 7 * DAY
+    assert window.since("99999w", datetime.fromtimestamp(NOW, UTC)) == 0
+
+
 def test_since_a_time_of_day() -> None:
     """Today's, in the zone of this host."""
     now = datetime(2026, 1, 15, 12, 2).astimezone()
@@ -211,7 +217,7 @@ def test_since_a_time_of_day() -> None:
     assert window.since("2026-01-14", now) == datetime(2026, 1, 14).astimezone().timestamp()
 
 
-@pytest.mark.parametrize("text", ["soon", "", "15", "13:00", "2027-01-01", "-1h", "25:00"])
+@pytest.mark.parametrize("text", ["soon", "", "15", "13:00", "2027-01-01", "-1h", "25:00", "9999999999w"])
 def test_since_is_refused(text: str) -> None:
     """What is no time, or has not come."""
     with pytest.raises(ValueError, match="expected"):

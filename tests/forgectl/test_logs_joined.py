@@ -14,6 +14,7 @@ from forgectl import config
 from forgectl.config import App
 from forgectl.errors import ForgeError
 from forgectl.layout import Layout
+from forgectl.logs import follow as following
 from forgectl.logs import journal, overview, trace
 
 CAPTURED = Path(__file__).parent / "captured"
@@ -197,6 +198,20 @@ def test_alerts_are_those_of_the_apps_and_of_the_host(app: App, journalctl: Path
         ("ALERT inbox: something", 2),
         ("ALERT host: something", 1),
     ]
+
+
+@pytest.mark.parametrize("text", ["ALERT ", "ALERT  \t", "ALERT :", "ALERT"])
+def test_an_alert_of_nobody_hides_no_other(app: App, journalctl: Path, text: str) -> None:
+    """Whoever may write to the journal can begin a line like one."""
+    said = {"__REALTIME_TIMESTAMP": "1000000", "PRIORITY": "3"}
+    journalctl.write_text("".join(json.dumps({**said, "MESSAGE": each}) + "\n" for each in (text, "ALERT host: full")))
+    assert [group.what for group in overview.alerts([app.name], 0, 10)] == ["ALERT host: full"]
+
+
+def test_an_error_of_postgresql_without_words(app: App) -> None:
+    entry = journal.Entry(1.0, "inbox_app@inbox ERROR:  ", "postgres", 7, "", 3)
+    (news,) = following._of_entry([app], entry, following.Wanted(errors=True))
+    assert news.text == "ERROR: "
 
 
 def test_what_journalctl_says_in_bytes(journalctl: Path) -> None:

@@ -102,7 +102,9 @@ def _of_entry(apps: Sequence[App], entry: journal.Entry, wanted: Wanted) -> Iter
             return
         owner = next((app.name for app in apps if app.database and app.database.name == statement.database), "")
         if owner or not statement.database:
-            yield News(entry.at, owner, "postgresql", f"{statement.level}: {statement.text.splitlines()[0]}")
+            # An exception of the app's own may say nothing.
+            text = next(iter(statement.text.splitlines()), "")
+            yield News(entry.at, owner, "postgresql", f"{statement.level}: {text}")
     elif name := _owner(apps, entry):
         line = said.by_app(entry.message)
         if line.is_error:

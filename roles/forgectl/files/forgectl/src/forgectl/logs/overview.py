@@ -111,7 +111,9 @@ def alerts(names: Sequence[str], since: float, count: int) -> list[Group]:
     """The alerts of these apps and of the host, newest last."""
     tally = _Tally("alert")
     for entry in journal.entries(["--priority=err"], since=since, grep="^ALERT "):
-        if entry.message.split()[1].rstrip(":") in (*names, "host"):
+        # Whoever may write to the journal can begin a line like this.
+        subject = entry.message.removeprefix("ALERT ").partition(":")[0].strip()
+        if subject in (*names, "host"):
             tally.add(entry.message, entry.at)
     return sorted(tally.groups(), key=lambda group: group.last_at)[-count:]
 

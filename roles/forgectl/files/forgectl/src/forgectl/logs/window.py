@@ -15,10 +15,13 @@ def since(text: str, now: datetime) -> float:
     """
     text = text.strip()
     if re.fullmatch(r"(\d+[smhdw])+", text):
-        ago = timedelta()
-        for number, unit in re.findall(r"(\d+)([smhdw])", text):
-            ago += timedelta(**{UNITS[unit]: int(number)})
-        return (now - ago).timestamp()
+        try:
+            ago = timedelta()
+            for number, unit in re.findall(r"(\d+)([smhdw])", text):
+                ago += timedelta(**{UNITS[unit]: int(number)})
+            return max(0.0, (now - ago).timestamp())
+        except OverflowError:
+            raise ValueError(f"{EXPECTED}; found {text!r}, which is before all time") from None
     try:
         if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", text):
             hour, *rest = text.split(":")
