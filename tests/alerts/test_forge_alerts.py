@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -406,6 +407,30 @@ def test_a_test_is_known_when_it_has_arrived(fake: Fake) -> None:
     with Running(fake):
         fake.write("ALERT host: test 0a1b2c3d of the alerts: nothing is to be done")
         until(lambda: fake.state["test"] == "0a1b2c3d")
+
+
+def test_an_entry_of_any_size_takes_no_memory() -> None:
+    """An app may write what would fill the memory of whoever tells of it, again and again."""
+    entry = {"MESSAGE": "ALERT inbox: it is down", "__CURSOR": "b=1;m=2", "__REALTIME_TIMESTAMP": "1000000"}
+    program = f"""
+import sys
+sys.stdout.write('{{"MESSAGE":"ALERT x: ')
+for _ in range(64):
+    sys.stdout.write("x" * 1024 * 1024)
+print('"}}')
+print({json.dumps(json.dumps(entry))}, flush=True)
+sys.stdin.read()
+"""
+    tracemalloc.start()
+    try:
+        with Journal("", Stop(), [sys.executable, "-c", program]) as journal:
+            found = journal.read(PATIENCE)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found is not None
+    assert found.text == "it is down"
+    assert peak < 8 * 1024 * 1024
 
 
 def test_waiting_ends_at_once(fake: Fake) -> None:

@@ -62,6 +62,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0
 # A receiver that is away for moments is nothing to tell the others.
 TOLD_AFTER = 4
 WEBHOOK_SECONDS, MAIL_SECONDS, COMMAND_SECONDS = 15.0, 30.0, 60.0
+# The longest entry of the journal that is looked at.
+ENTRY_BYTES = 1024 * 1024
 # A journal that can be read for so long can be read.
 SETTLED_SECONDS = 5.0
 # How long a channel without anything to do sleeps at most.
@@ -343,6 +345,9 @@ class Journal:
                 raise Ended(f"journalctl ended with {self._process.wait()}")
             *whole, self._rest = (self._rest + chunk).split(b"\n")
             self._raw.extend(whole)
+            if len(self._rest) > ENTRY_BYTES:
+                # An app may write one of any size, and none of the platform's is. What is left of it is no JSON.
+                self._rest = b""
 
 
 def newest(program: Sequence[str] = ("journalctl",)) -> str:
