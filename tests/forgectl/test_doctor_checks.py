@@ -71,6 +71,7 @@ HEALTHY = {
     "NRestarts": "0",
     "ExecMainStatus": "0",
     "MainPID": "0",
+    "Job": "",
     "UnitFileState": "enabled",
     "ConditionResult": "yes",
     "InvocationID": "",
@@ -460,6 +461,10 @@ def test_commands(sight: Canned, layout: Layout) -> None:
     assert codes(commands.commands, sight) == []
     sight.states["inbox.mails@blue.service"] = {"ActiveState": "activating", "SubState": "auto-restart"}
     assert only(commands.commands, sight).title.startswith("command mails: it does not run (activating")
+    with lock.hold(layout, "release"):
+        assert codes(commands.commands, sight) == []
+    sight.states["inbox.mails@blue.service"] = {"ActiveState": "inactive", "Job": "17"}
+    assert codes(commands.commands, sight) == []
     sight.states = {"inbox.report.service": {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "3"}}
     found = only(commands.commands, sight)
     assert found.title == "command report: its last run failed (exit-code, exit status 3)"
@@ -1032,6 +1037,7 @@ class TestUnits:
         failing = {"since": 1.0, "attempts": 5, "error": "HTTP 500"}
         write(sight, "/var/lib/forge-alerts/webhook.json", json.dumps({"failing": failing}))
         write(sight, "/var/lib/forge-alerts/mail.json", json.dumps({"failing": None}))
+        write(sight, "/var/lib/forge-alerts/command.json", '{"failing": "yes"}')
         found = only(units.alerts, sight)
         assert (found.code, found.title) == ("F804", "no alert gets through by webhook, after 5 attempts: HTTP 500")
         sight.said["systemctl"] = "forge-alerts.service loaded failed failed x"

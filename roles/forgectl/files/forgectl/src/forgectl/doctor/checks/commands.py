@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from forgectl import lock
 from forgectl.doctor.findings import Finding
 from forgectl.doctor.sight import Sight
 
@@ -22,10 +23,12 @@ def commands(sight: Sight) -> Iterator[Finding]:
                     problem = f"its last run failed ({unit['Result']}, exit status {unit['ExecMainStatus']})"
                 elif sight.unit(timer)["ActiveState"] != "active":
                     problem = f"its timer is {sight.unit(timer)['ActiveState']}"
-            elif unit["ActiveState"] not in ("active", "reloading", "deactivating"):
+            # After a boot or a cutover it is asked for, and waits for its turn.
+            elif unit["ActiveState"] not in ("active", "reloading", "deactivating") and unit["Job"] in ("", "0"):
                 restarts = f", restarted {unit['NRestarts']} times"
                 problem = f"it does not run ({unit['ActiveState']}, {unit['Result']}{restarts})"
-            if problem:
+            # Whoever has the lock may be handing them over to another slot.
+            if problem and not lock.holder(app.layout):
                 again = f"sudo systemctl start {timer if 'timer' in problem else service}"
                 evidence = [f"{service}: {unit['ActiveState']} ({unit['Result']})", *sight.last_words(service)]
                 yield Finding("F208", app.name, f"command {name}: {problem}", evidence, again)

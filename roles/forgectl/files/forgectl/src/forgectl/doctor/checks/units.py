@@ -46,13 +46,13 @@ def alerts(sight: Sight) -> Iterator[Finding]:
     yield from _delivery(sight)
     for path in sorted(sight.at(DELIVERY).glob("*.json")):
         try:
-            failing = json.loads(path.read_text()).get("failing")
-        except (OSError, ValueError, AttributeError):
+            failing = json.loads(path.read_text()).get("failing") or {}
+            attempts = int(failing.get("attempts", 0))
+        except (OSError, ValueError, TypeError, AttributeError):
+            # One that is damaged the unit begins anew.
             continue
-        if failing and int(failing.get("attempts", 0)) >= ATTEMPTS:
-            title = (
-                f"no alert gets through by {path.stem}, after {failing['attempts']} attempts: {failing.get('error')}"
-            )
+        if attempts >= ATTEMPTS:
+            title = f"no alert gets through by {path.stem}, after {attempts} attempts: {failing.get('error')}"
             evidence = [f"{path}: failing since {failing.get('since')}"]
             yield Finding("F804", HOST, title, evidence, "sudo systemctl restart forge-alerts.service")
 
@@ -68,7 +68,7 @@ def _delivery(sight: Sight) -> Iterator[Finding]:
         yield Finding("F804", HOST, "where alerts go can't be read", (str(error),), PROVISION)
         return
     unit = sight.unit(channels.UNIT)
-    state, waits = unit["ActiveState"], unit.get("Job", "") not in ("", "0")
+    state, waits = unit["ActiveState"], unit["Job"] not in ("", "0")
     # After a boot it waits for the network; between two tries of its own it is `activating`, and nobody's job.
     if wanted and state not in ("active", "reloading", "failed") and not waits:
         title = f"alerts are not delivered by {', '.join(wanted)}: {channels.UNIT} is {state}"
