@@ -1083,6 +1083,21 @@ class TestUnits:
         found = list(exposure.exposure(sight))
         assert [(each.code, each.subject) for each in found] == [("F703", "host"), ("F703", "inbox")]
 
+    def test_exposure_of_many_apps(self, sight: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each unit takes a tenth of a second: of what all have in common one is looked at."""
+        for name in ("one", "two", "three"):
+            write(sight, f"/etc/forge/apps/{name}.toml", describe().replace("inbox", name))
+        asked: list[str] = []
+
+        def attempt(*command: str, **_: Any) -> "subprocess.CompletedProcess[str]":
+            asked.extend(command)
+            return subprocess.CompletedProcess(command, 0, "exposure level for nginx.service: 1.0", "")
+
+        monkeypatch.setattr(sight, "attempt", attempt)
+        assert codes(exposure.exposure, sight) == []
+        assert len(sight.apps) == 4
+        assert sum(unit.startswith("forge-watch@") for unit in asked) == 1
+
 
 class TestDrift:
     """F006 beyond the manifest."""

@@ -15,7 +15,9 @@ def exposure(sight: Sight) -> Iterator[Finding]:
     """F703: 0 is nothing, 10 everything."""
     limits = {NGINX: (HOST, SERVER), **dict.fromkeys(SHARED, (HOST, OTHER))}
     for app in sight.apps:
-        limits[f"forge-watch@{app.name}.service"] = (app.name, OTHER)
+        if not any(unit.startswith("forge-watch@") for unit in limits):
+            # One of a template is all of it, but for drop-ins, which F006 tells of.
+            limits[f"forge-watch@{app.name}.service"] = (HOST, OTHER)
         if app.in_service:
             limits[app.service] = (app.name, SLOT)
     present = [unit for unit in limits if sight.unit(unit)["LoadState"] == "loaded"]
