@@ -122,6 +122,7 @@ def test_why_nginx_answered_by_itself(host: Host, client: httpx.Client, asked: A
     assert summary["statuses"]["502"] == group["count"]
 
 
+@pytest.mark.exhaustive
 def test_errors_of_the_app_and_of_postgresql(host: Host, asked: Asked) -> None:
     """What both say, once for all of a kind, with a request id to follow where there is one."""
     marker = f"missing_{uuid.uuid4().hex[:6]}"
@@ -186,6 +187,7 @@ def held_table(host: Host, seconds: float) -> Iterator[None]:
         process.wait(30)
 
 
+@pytest.mark.exhaustive
 def test_a_request_is_found_in_rotated_files(host: Host, client: httpx.Client, asked: Asked) -> None:
     """Compressed ones too; and a span of time goes over all of them."""
     marker = uuid.uuid4().hex
@@ -248,6 +250,7 @@ def test_following_ends_cleanly(host: Host, client: httpx.Client) -> None:
     assert "--follow" not in host.run("ps -C journalctl -o args=").stdout
 
 
+@pytest.mark.exhaustive
 def test_whoever_stops_reading_hears_no_complaint(host: Host) -> None:
     """As `head` does."""
     done = host.run("bash -o pipefail -c 'forgectl logs --errors --since 1h | head --lines=1'")

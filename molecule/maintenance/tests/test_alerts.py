@@ -46,6 +46,7 @@ def test_a_test_line_arrives_everywhere(host: Host, receivers: Receivers) -> Non
     assert page["headers"]["X-User"] != "0"
 
 
+@pytest.mark.exhaustive
 def test_what_the_platform_says_arrives(host: Host, receivers: Receivers) -> None:
     """An alert of a program that knows nothing of delivery, word by word."""
     host.check_output("echo 'nonsense on;' > /etc/nginx/forge/zz.conf")
@@ -100,6 +101,7 @@ def test_a_receiver_that_fails_is_seen_and_catches_up(host: Host, receivers: Rec
     assert [receivers.texts().count(line) for line in lines] == [1, 1, 1]
 
 
+@pytest.mark.exhaustive
 def test_a_flood_is_summed_up_and_hides_nobody(host: Host, receivers: Receivers, client: httpx.Client) -> None:
     """An app that writes alerts by the thousand: few messages, all counted, and the host's own line is among them."""
     flood, own = mark("flood"), mark("the host's own")
@@ -169,6 +171,7 @@ def test_it_is_nobody_and_has_little(host: Host) -> None:
     assert int(show(host, UNIT, "MemoryCurrent")) < 96 << 20
 
 
+@pytest.mark.exhaustive
 def test_nowhere_to_deliver_to(host: Host, receivers: Receivers) -> None:
     """Taken out of the inventory, the unit is off and what was sealed is gone; put back, it goes on where it was."""
     off = {"alerts_command": [], "alerts_webhook_url": "", "alerts_mail_to": []}
