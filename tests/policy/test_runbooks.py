@@ -117,3 +117,36 @@ def test_commands_are_those_of_a_careful_shell(tmp_path: Path) -> None:
     command = ["shellcheck", *options, *map(str, sorted(tmp_path.iterdir()))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("victim", "goes"),
+    [
+        ("", False),
+        ("/", False),
+        ("/var", False),
+        ("/var/lib/", False),
+        ("/var/log/../lib", False),
+        ("/home", False),
+        ("/var/lib/postgresql/17/main/pg_wal", False),
+        ("dump.sql", True),
+        ("/home/somebody/dump of monday.sql", True),
+    ],
+)
+def test_nobody_removes_the_system_by_a_slip(tmp_path: Path, victim: str, goes: bool) -> None:
+    """The one command of all pages that removes whatever is typed; at that hour somebody types too little."""
+    (block,) = [step.commands for step in forge_runbook.steps(read("disk-filling")) if step.types == "victim"]
+    sudo = tmp_path / "sudo"
+    sudo.write_text('#!/bin/sh\necho "called: $*"\n')
+    sudo.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-euc", block],
+        input=f"{victim}\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )
+    assert ("called: rm " in done.stdout) == goes, done.stdout + done.stderr
+    assert goes or "Left alone" in done.stdout
