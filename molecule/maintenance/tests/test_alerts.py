@@ -96,7 +96,8 @@ def test_a_receiver_that_fails_is_seen_and_catches_up(host: Host, receivers: Rec
         until(lambda: any(lines[-1] in mail["text"] for mail in receivers.mails()), SECONDS, every=1)
     finally:
         receivers.answer(204)
-    until(lambda: set(lines) <= set(receivers.texts()), 2 * SECONDS, every=1)
+    # What failed often is tried again after five minutes.
+    until(lambda: set(lines) <= set(receivers.texts()), 6 * SECONDS, every=1)
     until(lambda: state(host, "webhook")["failing"] is None, SECONDS, every=1)
     assert [receivers.texts().count(line) for line in lines] == [1, 1, 1]
 
@@ -117,10 +118,12 @@ def test_a_flood_is_summed_up_and_hides_nobody(host: Host, receivers: Receivers,
         3 * SECONDS,
         every=1,
     )
-    assert len(receivers.documents()) - before <= 4
+    # One a second, for as long as the machine takes to write the flood.
+    messages = len(receivers.documents()) - before
+    assert messages < 100
     # Who said so is journald's word, not the writer's.
     shown = [each for each in receivers.texts() if flood in each]
-    assert 0 < len(shown) <= 20
+    assert 0 < len(shown) <= 5 * messages
     assert all(each.endswith("[said by forge-test-flood.service]") for each in shown)
     assert ready(client)
 
