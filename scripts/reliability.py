@@ -29,6 +29,9 @@ LATE_SECONDS, LATE_TIMES = 2.0, 5.0
 Line = dict[str, Any]
 Lines = dict[tuple[str, str], Line]
 """What the tests wrote, by distribution and fault."""
+Rows = dict[tuple[str, str], list[str]]
+"""Rows of the tables, by the same."""
+COLUMNS = 5
 
 
 def cause(distribution: str, results: Path) -> None:
@@ -63,16 +66,30 @@ def read(text: str, *, whole: bool = True) -> Lines:
     return found
 
 
-def tables(lines: Lines) -> str:
-    """Return the section in Markdown."""
+def kept(text: str) -> Rows:
+    """Take the rows of tables that were written before."""
+    found = {}
+    for distribution, name in DISTRIBUTIONS.items():
+        section = text.partition(f"### {name}\n")[2].partition("###")[0]
+        for each in section.splitlines():
+            cells = each.removeprefix("| ").removesuffix(" |").split(" | ")
+            if cells[0] in FAULTS and len(cells) == COLUMNS:
+                found[distribution, cells[0]] = cells
+    return found
+
+
+def tables(lines: Lines, earlier: Rows | None = None) -> str:
+    """Return the section in Markdown, with the rows of earlier runs where these have none."""
     head = "fault | clients saw | doctor said | healed | acknowledged events, lost"
     parts = [f"{datetime.now(UTC):%Y-%m-%d}."]
     for distribution, name in DISTRIBUTIONS.items():
-        rows = [row(lines[distribution, fault]) for fault in FAULTS if (distribution, fault) in lines]
+        rows = {fault: cells for (where, fault), cells in (earlier or {}).items() if where == distribution}
+        rows |= {fault: row(line) for (where, fault), line in lines.items() if where == distribution}
         if rows:
-            parts += [f"### {name}", page.table(head, rows, numbers=False)]
-        if missing := [fault for fault in FAULTS if (distribution, fault) not in lines]:
-            parts.append(f"Not caused on {name} in this run: {', '.join(missing)}.")
+            shown = [rows[fault] for fault in FAULTS if fault in rows]
+            parts += [f"### {name}", page.table(head, shown, numbers=False)]
+        if missing := [fault for fault in FAULTS if fault not in rows]:
+            parts.append(f"Not caused on {name}: {', '.join(missing)}.")
     return "\n\n".join(parts)
 
 
@@ -107,7 +124,9 @@ def healed(line: Line) -> str:
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="make reliability", description=__doc__)
-    parser.add_argument("--results", type=Path, help="write the tables of what is there, and run nothing")
+    parser.add_argument(
+        "--results", type=Path, help="write what is there beside the rows of earlier runs, and run nothing"
+    )
     arguments = parser.parse_args()
 
     def work() -> None:
@@ -118,11 +137,9 @@ def main() -> int:
             results.unlink(missing_ok=True)
             for distribution in DISTRIBUTIONS:
                 cause(distribution, results)
-        page.write(
-            "reliability",
-            tables(read(results.read_text() if results.exists() else "", whole=not arguments.results)),
-            PAGE,
-        )
+        lines = read(results.read_text() if results.exists() else "", whole=not arguments.results)
+        # All of them are of this run, or each of its last one.
+        page.write("reliability", tables(lines, kept(PAGE.read_text()) if arguments.results else None), PAGE)
         print(f"done: {PAGE}, {results}")
 
     return int(guarded(work, "Stopped."))

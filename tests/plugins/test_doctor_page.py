@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 import pytest
 from doctor_page import answers, page, plots
 
+ROOT = Path(__file__).resolve().parents[2]
+PLAYBOOK = "playbooks/doctor.yml"
 BEGUN = datetime(2026, 1, 14, 12, 0, tzinfo=UTC)
 STEPS = 288
 AT = BEGUN + timedelta(minutes=5 * STEPS - 1)
@@ -139,6 +141,27 @@ def test_what_a_shell_makes_of_it(tmp_path: Path, program: str, verdict: str, wh
     assert (host.verdict, why in host.why, bool(host.why)) == (verdict, True, bool(why)), host.why
 
 
+def test_a_host_that_cannot_be_asked_is_a_row(tmp_path: Path) -> None:
+    """One whose connection or password does not even come out: the others are on the page, and the run fails."""
+    (tmp_path / "hosts.yml").write_text(
+        "all: {vars: {ansible_connection: local, ansible_become: false}, hosts: {bare: {}, "
+        "broken: {ansible_become: true, ansible_become_password: '{{ nowhere }}'}}}"
+    )
+    inventory = ["--inventory", str(tmp_path / "hosts.yml")]
+    for limit in ("all", "broken"):
+        done = subprocess.run(
+            ["ansible-playbook", *inventory, "--limit", limit, "-e", f"page={tmp_path}/{limit}.html", PLAYBOOK],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert re.search(r"^broken +unknown +could not be asked: .*nowhere", done.stdout, re.MULTILINE), done.stdout
+        assert (done.returncode, "bare  " in done.stdout) == (2, limit == "all"), done.stdout
+        assert "broken" in (tmp_path / f"{limit}.html").read_text()
+
+
 def test_plots_without_doctor() -> None:
     """Of a host whose doctor fails the last day is shown all the same."""
     host = answers.read("web1", answer("", day(inbox=app_day()), (1, 0)))
@@ -188,6 +211,25 @@ def test_nothing_of_a_page_runs_or_is_fetched() -> None:
 def drawings(html: str) -> list[ElementTree.Element]:
     """The plots, as what they are."""
     return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]  # noqa: S314 - our own
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"requests": []},
+        {"answers": {"4xx": [1], "5xx": []}},
+        {"complete_from": "yesterday"},
+        {"complete_from": "2026-01-14T12:00:00"},
+        {"happened": [{"at": "now", "action": "release", "release": "r1", "outcome": "live"}]},
+    ],
+)
+def test_a_day_that_nobody_can_draw_is_said(changes: dict[str, Any]) -> None:
+    """And takes no other host off the page."""
+    odd = answers.read("odd", answer(report(), day(inbox=app_day(**changes))))
+    well = answers.read("well", answer(report(), day(inbox=app_day())))
+    html = page.html([odd, well], AT)
+    assert html.count("<svg ") == 4
+    assert "No plots: its forgectl day answers in a way that this page does not read: " in html
 
 
 def test_a_day_is_drawn() -> None:

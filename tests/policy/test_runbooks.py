@@ -117,3 +117,65 @@ def test_commands_are_those_of_a_careful_shell(tmp_path: Path) -> None:
     command = ["shellcheck", *options, *map(str, sorted(tmp_path.iterdir()))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(("blocked", "ended"), [((), ()), ((3,), (3,)), ((1, 2, 3, 4), (1, 2, 3, 4))])
+def test_no_worker_that_answers_is_ended(tmp_path: Path, blocked: tuple[int, ...], ended: tuple[int, ...]) -> None:
+    """Though each request goes to any of them, so that one may have none of the first few."""
+    block = next(step.commands for step in forge_runbook.steps(read("event-loop-blocked")) if step.section == "Mend")
+    order = [each for each in [1] * 8 + [2] * 8 + [3, 4] if each not in blocked]
+    programs = {
+        "sudo": 'exec "$@"',
+        "readlink": "echo blue.sock",
+        "systemctl": "echo 100",
+        "pgrep": "printf '%s\\n' 1 2 3 4",
+        "sleep": ":",
+        # Bash has a `kill` of its own, which sudo does not call.
+        "kill": f'echo "$@" >> {tmp_path}/ended',
+        "curl": f"""
+            n=$(cat {tmp_path}/asked 2> /dev/null || echo 0); echo $((n + 1)) > {tmp_path}/asked
+            set -- {" ".join(map(str, order))}
+            [ $# -gt 0 ] || exit 28
+            shift $((n % $#)); echo "$1"
+        """,
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["bash", "-euc", block], env=environment, check=True, stdin=subprocess.DEVNULL, timeout=60)
+    found = (tmp_path / "ended").read_text() if (tmp_path / "ended").exists() else ""
+    assert found.splitlines() == [f"-ABRT {each}" for each in ended]
+
+
+@pytest.mark.parametrize(
+    ("victim", "goes"),
+    [
+        ("", False),
+        ("/", False),
+        ("/var", False),
+        ("/var/lib/", False),
+        ("/var/log/../lib", False),
+        ("/home", False),
+        ("/var/lib/postgresql/17/main/pg_wal", False),
+        ("dump.sql", True),
+        ("/home/somebody/dump of monday.sql", True),
+    ],
+)
+def test_nobody_removes_the_system_by_a_slip(tmp_path: Path, victim: str, goes: bool) -> None:
+    """The one command of all pages that removes whatever is typed; at that hour somebody types too little."""
+    (block,) = [step.commands for step in forge_runbook.steps(read("disk-filling")) if step.types == "victim"]
+    sudo = tmp_path / "sudo"
+    sudo.write_text('#!/bin/sh\necho "called: $*"\n')
+    sudo.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-euc", block],
+        input=f"{victim}\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )
+    assert ("called: rm " in done.stdout) == goes, done.stdout + done.stderr
+    assert goes or "Left alone" in done.stdout

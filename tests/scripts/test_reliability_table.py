@@ -71,3 +71,18 @@ def test_what_clients_saw_is_told_in_words() -> None:
     assert reliability.clients(seen) == "12 of 900 failed within 3.4 s (502 11, reset 1); p99 7.3 s"
     assert reliability.doctor(said) == "F201 after 2.5 s, F204 after 2.5 s, F202 after 4 s"
     assert reliability.healed(seen).startswith("[clock](runbooks/clock.md): clients in 1.5 s")
+
+
+def test_rows_of_a_part_stand_beside_those_of_earlier_runs() -> None:
+    """A row that is there stays as it is until its fault was seen again; what was never seen is named."""
+    seen = {("trixie", "host rebooted"): line(), ("trixie", "disk full"): line(fault="disk full")}
+    first = reliability.tables(seen)
+    again = {("trixie", "host rebooted"): line(acknowledged=7), ("bookworm", "/tmp full"): line(fault="/tmp full")}
+    text = reliability.tables(again, reliability.kept(first))
+    trixie = text.partition("### Debian 13\n")[2]
+    assert "| disk full | nothing | nothing: it was over |" in trixie
+    assert [row.split(" | ")[-1] for row in trixie.splitlines() if "host rebooted" in row[:20]] == ["7, 0 |"]
+    missing = text.partition("Not caused on Debian 13: ")[2]
+    assert missing
+    assert "disk full" not in missing
+    assert "/tmp full" in text.partition("### Debian 12\n")[2].partition("Not caused")[0]

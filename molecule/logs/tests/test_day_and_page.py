@@ -99,6 +99,7 @@ def test_who_decides_what_fails(inventory: Path, tmp_path: Path) -> None:
     assert "expected to write /nowhere/hosts.html" in refused.stdout
 
 
+@pytest.mark.exhaustive
 def test_a_forgectl_without_doctor_is_a_row(host: Host, inventory: Path, tmp_path: Path) -> None:
     """As a host has that was not provisioned since."""
     older = (

@@ -108,6 +108,7 @@ def test_a_unit_that_floods_is_cut_short(host: Host) -> None:
     assert until(lambda: request_id in host.check_output("forgectl logs inbox --lines 500"), 30)
 
 
+@pytest.mark.exhaustive
 def test_access_logs_stay_within_their_budget(host: Host) -> None:
     """More than all files may hold: what is kept is bounded, the newest line is in it, and nobody loses a request."""
     with asking(host), https_client(host) as client:

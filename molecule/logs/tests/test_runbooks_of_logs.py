@@ -56,6 +56,7 @@ def test_errors_in_numbers(host: Host, client: httpx.Client, runbooks: Runbooks,
     assert runbooks.left(ERRORS) == []
 
 
+@pytest.mark.exhaustive
 def test_log_rotation(host: Host, client: httpx.Client, runbooks: Runbooks) -> None:
     """Each reason why logs are not rotated: caused, found, mended; and they are rotated again."""
     host.check_output("systemctl disable --quiet --now logrotate.timer")

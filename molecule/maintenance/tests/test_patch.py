@@ -126,6 +126,7 @@ def test_a_host_without_doctor_is_refused(host: Host, doctor: Doctor) -> None:
     assert (changed(refused), version(host, package).endswith(newer)) == (0, False)
 
 
+@pytest.mark.exhaustive
 def test_a_host_in_trouble_is_left_alone(doctor: Doctor) -> None:
     """Unless somebody wants it; then what was there before is nothing new."""
     doctor.says([SICK, LATER])
@@ -138,6 +139,7 @@ def test_a_host_in_trouble_is_left_alone(doctor: Doctor) -> None:
     assert playbook("--check", "-e", "with_findings=true", name=PATCH).returncode == 0
 
 
+@pytest.mark.exhaustive
 def test_a_check_says_what_would_come(host: Host, doctor: Doctor) -> None:
     """And changes nothing, not even the lists of packages."""
     doctor.says([LATER])
@@ -182,6 +184,7 @@ def test_an_update_under_load(host: Host, doctor: Doctor, status: Status) -> Non
     assert "nothing is newer" in again.stdout
 
 
+@pytest.mark.exhaustive
 def test_a_reboot_where_one_is_due(host: Host, doctor: Doctor, client: httpx.Client, status: Status) -> None:
     """Outside its window, after a drain, once; and doctor's word counts when the host is back."""
     live = status()["live"]
@@ -203,6 +206,7 @@ def test_a_reboot_where_one_is_due(host: Host, doctor: Doctor, client: httpx.Cli
     assert re.search("rebooting: .*libc6 was updated", said)
 
 
+@pytest.mark.exhaustive
 def test_a_reboot_that_has_to_wait_fails_at_once(host: Host, doctor: Doctor, client: httpx.Client) -> None:
     """A release is under way: the run says so, nothing is drained, and nothing reboots later by itself."""
     doctor.says([])
@@ -247,6 +251,7 @@ def test_it_stops_at_the_first_host_that_does_not_come_back_clean(doctor: Doctor
     assert re.search(r"^second\s+: ok=[1-9]", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.exhaustive
 def test_a_file_that_was_not_replaced_is_replaced_by_the_next_run(host: Host, doctor: Doctor, status: Status) -> None:
     """As after an update whose cutover failed."""
     doctor.says([])

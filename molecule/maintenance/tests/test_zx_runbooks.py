@@ -13,6 +13,9 @@ from forge_runbook import Runbooks
 from forge_scenario import CONTAINER, Status, main_pid, podman, reachable, ready, show, until
 from testinfra.host import Host
 
+# Whether each page was followed to its end is seen only where all of these run.
+pytestmark = pytest.mark.exhaustive
+
 PAGES = ("updates-and-reboot", "maintenance", "alerts-not-delivered", "unit-failed")
 
 

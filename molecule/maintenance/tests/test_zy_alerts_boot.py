@@ -5,11 +5,13 @@ from __future__ import annotations
 import uuid
 
 import httpx
+import pytest
 from forge_receivers import Receivers, alert, state
 from forge_scenario import reachable, reboot, until
 from testinfra.host import Host
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_lost_over_a_reboot(host: Host, receivers: Receivers, client: httpx.Client) -> None:
     """Its receiver was away, so it had to be told later; the receivers themselves begin anew."""
     text = f"just before the reboot {uuid.uuid4().hex[:12]}"

@@ -89,10 +89,7 @@ def test_somebody_without_root(host: Host) -> None:
 
 def test_a_check_that_hangs(host: Host) -> None:
     """They are named, with the reason; everything else is looked at."""
-    host.check_output(
-        "mkdir /root/fake && printf '#!/bin/sh\\nsleep 60\\n' > /root/fake/nft && chmod +x /root/fake/nft"
-    )
-    host.check_output("printf '#!/bin/sh\\nexit 1\\n' > /root/fake/openssl && chmod +x /root/fake/openssl")
+    host.check_output("bash -euc %s", FAKES)
     try:
         found = doctor(host, before="env PATH=/root/fake:$PATH")
     finally:

@@ -231,6 +231,7 @@ def test_reboot(client: httpx.Client, status: Status, fault: FaultContext) -> No
     assert status()["live"] == before
 
 
+@pytest.mark.exhaustive
 def test_half_finished(host: Host, status: Status, source: Path, fault: FaultContext, runbooks: Runbooks) -> None:
     """Killed before the swap: nobody notices, and one command cleans up."""
     page = "half-finished-release"
@@ -309,6 +310,7 @@ def test_variables(host: Host, vault: hvac.Client, status: Status, fault: FaultC
     assert vault.secrets.kv.v2.read_secret_metadata(PATH)["data"]["current_version"] == newest
 
 
+@pytest.mark.exhaustive
 def test_release_without_its_variable(host: Host, status: Status, source: Path, runbooks: Runbooks) -> None:
     """It never takes traffic, and what it needs is said."""
     append(source / "src/inbox/main.py", '\nimport os\nos.environ["SHOP_KEY"]\n')
@@ -408,6 +410,7 @@ def test_errors_during_a_rollout(
     assert status()["live"]["release"] == before
 
 
+@pytest.mark.exhaustive
 def test_schema(host: Host, fault: FaultContext, runbooks: Runbooks) -> None:
     """It is one migration behind, as after a restore; nobody notices but doctor."""
     page = "schema-mismatch"
@@ -450,6 +453,7 @@ def restore_older_schema(host: Host) -> None:
     psql(host, "UPDATE alembic_version SET version_num = '0001'")
 
 
+@pytest.mark.exhaustive
 def test_command(host: Host, fault: FaultContext, runbooks: Runbooks) -> None:
     """It is on a schedule, and the server goes on without it."""
     page, untidy = "command-failed", "/var/lib/inbox/untidy"

@@ -9,10 +9,14 @@ from typing import NamedTuple
 
 import hvac
 import pytest
-from forge_diagnosis import brief, codes, doctor, told
+from forge_diagnosis import PATIENCE, brief, codes, doctor, is_clean, told, well
 from forge_scenario import CONTAINER, Status, podman, until
 from forge_vault import put, sealed
 from testinfra.host import Host
+
+__all__ = ["well"]
+# A fault of a file before this one may still be told.
+pytestmark = pytest.mark.usefixtures("well")
 
 
 class Cause(NamedTuple):
@@ -246,13 +250,6 @@ def caused(host: Host, status: Status, causes: Sequence[Cause]) -> Iterator[None
         yield
 
 
-def is_clean(host: Host) -> bool:
-    """Whether there is nothing to mend any more; what there is is printed."""
-    found = doctor(host)
-    print(brief(found["findings"]))
-    return not codes(found)
-
-
 def test_of_the_host(host: Host, status: Status) -> None:
     """Each says what it is, with the figures; a firewall that nobody loaded is one beside them all."""
     with caused(host, status, OF_THE_HOST):
@@ -276,7 +273,7 @@ def test_of_the_host(host: Host, status: Status) -> None:
             "kernel setting net.ipv4.tcp_rfc1337 is 0 and was 1",
         ):
             assert line in evidence
-    until(lambda: is_clean(host), 60)
+    until(lambda: is_clean(host), PATIENCE)
 
 
 def test_of_the_app(host: Host, status: Status) -> None:
@@ -286,7 +283,7 @@ def test_of_the_app(host: Host, status: Status) -> None:
         for each in OF_THE_APP:
             assert each.title in told(found, each.code, each.subject)["title"]
         assert codes(found) - {("F202", "inbox")} == {each[:2] for each in OF_THE_APP}
-    until(lambda: is_clean(host), 60)
+    until(lambda: is_clean(host), PATIENCE)
 
 
 def test_when_everything_stands_still(host: Host, status: Status, vault: hvac.Client) -> None:
@@ -298,9 +295,10 @@ def test_when_everything_stands_still(host: Host, status: Status, vault: hvac.Cl
         assert "is sealed" in told(found, "F401")["title"]
         assert codes(found) - {("F803", "inbox")} == {each[:2] for each in STOPPED} | {("F401", "inbox")}
         assert (found["verdict"], found["findings"][0]["severity"]) == ("critical", "critical")
-    until(lambda: is_clean(host), 60)
+    until(lambda: is_clean(host), PATIENCE)
 
 
+@pytest.mark.exhaustive
 def test_maintenance(host: Host) -> None:
     """With its reason, for whoever comes upon it."""
     host.check_output("forgectl maintenance inbox on --reason 'moving the database'")
@@ -312,6 +310,7 @@ def test_maintenance(host: Host) -> None:
     assert found["mend"] == "sudo forgectl maintenance inbox off"
 
 
+@pytest.mark.exhaustive
 def test_secrets(host: Host, vault: hvac.Client, status: Status) -> None:
     """Newer ones are a note, which changes no verdict; the timer puts them into service."""
     put(vault, unused="something")
@@ -324,6 +323,7 @@ def test_secrets(host: Host, vault: hvac.Client, status: Status) -> None:
     assert "F404" not in {each["code"] for each in doctor(host)["findings"]}
 
 
+@pytest.mark.exhaustive
 def test_a_reboot_that_is_pending(host: Host) -> None:
     """It says when it comes."""
     host.check_output("touch /run/reboot-required && echo libc6 > /run/reboot-required.pkgs")
@@ -335,7 +335,8 @@ def test_a_reboot_that_is_pending(host: Host) -> None:
     assert found["verdict"] == "clean"
 
 
-@pytest.mark.parametrize("wait", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("wait", [False, True])
 def test_workers_that_were_killed(host: Host, live: str, wait: bool) -> None:
     """Just now it is a finding; when it is over, a note; in a fresh slot nothing."""
     kill = "kill -KILL $(pgrep --parent $(systemctl show --value --property=MainPID %s) | tail --lines=1)"
@@ -388,7 +389,7 @@ def test_certificates(host: Host, days: str, name: str, code: str, title: str) -
         assert title in found["title"]
     finally:
         host.check_output("mv /root/live.pem /etc/nginx/tls/live/inbox.pem && systemctl reload nginx")
-    until(lambda: is_clean(host), 30)
+    until(lambda: is_clean(host), PATIENCE)
 
 
 @pytest.mark.exhaustive
@@ -404,4 +405,4 @@ def test_no_network(host: Host) -> None:
     found = json.loads(host.check_output("cat /root/without.json && rm /root/without.json"))
     assert "no default route" in told(found, "F609")["title"]
     assert found["verdict"] == "critical"
-    until(lambda: is_clean(host), 30)
+    until(lambda: is_clean(host), PATIENCE)

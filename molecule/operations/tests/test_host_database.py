@@ -54,7 +54,8 @@ def test_stopped(fault: FaultContext, host: Host, runbooks: Runbooks) -> None:
     runbooks.follow(DOWN, OVER)
 
 
-@pytest.mark.parametrize("mark", ["killed", pytest.param("restarted", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("mark", ["killed", "restarted"])
 def test_back_by_itself(fault: FaultContext, host: Host, runbooks: Runbooks, mark: str) -> None:
     """Debian's unit would leave it down when its first process is killed."""
     was = main_pid(host, SERVER)
@@ -91,6 +92,7 @@ def test_configuration_broken(fault: FaultContext, host: Host, runbooks: Runbook
     runbooks.follow(DOWN, OVER)
 
 
+@pytest.mark.exhaustive
 def test_out_of_connections(fault: FaultContext, host: Host, runbooks: Runbooks) -> None:
     """Somebody else's program has them all, and the app lost its own: it answers 503 until there are some again."""
     with fault("PostgreSQL out of connections") as happening:

@@ -19,6 +19,7 @@ def inside(*command: str) -> str:
     return str(podman("exec", CONTAINER, *command, text=True).stdout)
 
 
+@pytest.mark.exhaustive
 def test_names_do_not_resolve(fault: FaultContext, host: Host, runbooks: Runbooks) -> None:
     """Clients notice nothing: the app has its secrets, and its database is behind a socket."""
     before = inside("cat", RESOLVERS)

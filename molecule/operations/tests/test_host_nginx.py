@@ -37,6 +37,7 @@ def test_killed(fault: FaultContext, host: Host) -> None:
         until(lambda: main_pid(host, "nginx.service") not in (0, was), 30)
 
 
+@pytest.mark.exhaustive
 def test_configuration_broken(fault: FaultContext, host: Host, runbooks: Runbooks) -> None:
     """What serves goes on. Killed, it comes back as soon as the file is out of the way, however long that takes."""
     with fault("Nginx's configuration broken") as happening:
@@ -111,6 +112,7 @@ def expired(host: Host) -> Iterator[None]:
     yield
 
 
+@pytest.mark.exhaustive
 def test_certificate_expired(fault: FaultContext, host: Host, runbooks: Runbooks) -> None:
     """Every client refuses, until the inventory's source gives another; nobody has to reload anything."""
     with fault("certificate expired") as happening, expired(host):

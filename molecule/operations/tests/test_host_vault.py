@@ -21,12 +21,12 @@ def test_sealed_during_a_restart(
     with fault("Vault sealed during a restart") as happening, sealed(vault):
         since = cursor(host)
         host.check_output("systemctl restart --no-block %s", live)
-        until(lambda: said(host, since, live), 30)
+        until(lambda: said(host, since, live), 90)
         happening.told("F401")
         assert "forge-launch: inbox: Vault at" in runbooks.follow(VAULT, "After a reboot or a crash")
         happening.mended_by(VAULT)
         runbooks.follow(VAULT, "Unseal it", {"unseal-key": unseal_key()})
-        until(lambda: health(vault) == 200, 20)
+        until(lambda: health(vault) == 200, 60)
     assert max(record.latency for record in happening.inside) > happening.mending - happening.began - 1
     runbooks.follow(VAULT, OVER)
 

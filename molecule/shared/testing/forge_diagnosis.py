@@ -6,11 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+from forge_scenario import until
 from testinfra.host import Host
 
 CLEAN, WARNING, CRITICAL = 0, 10, 11
 SECONDS = 30.0
 """A bound on a hang, on a machine that others use as well; on a quiet one it takes a second."""
+PATIENCE = 180.0
+"""Seconds until nothing is left of a fault: answers that failed count for a minute, on a busy machine longer."""
 
 
 def doctor(host: Host, *arguments: str, before: str = "") -> dict[str, Any]:
@@ -38,3 +42,16 @@ def told(found: dict[str, Any], code: str, subject: str = "") -> dict[str, Any]:
 def brief(findings: Sequence[dict[str, Any]]) -> list[str]:
     """Findings, a line each."""
     return [f"{each['code']} {each['severity']} {each['subject']}: {each['title']}" for each in findings]
+
+
+def is_clean(host: Host) -> bool:
+    """Whether there is nothing to mend any more; what there is is printed."""
+    found = doctor(host)
+    print(brief(found["findings"]))
+    return not codes(found)
+
+
+@pytest.fixture(scope="module")
+def well(host: Host) -> None:
+    """Have nothing to mend before the first test of a file, whatever the file before it has done."""
+    until(lambda: is_clean(host), PATIENCE, every=1)

@@ -28,14 +28,13 @@ from typing import Any
 
 import forge_load
 import pytest
+from forge_diagnosis import CLEAN, CRITICAL, WARNING
 from forge_events import STEADY_RATE, Event, settle, table
 from forge_load import lost_and_doubled, percentile
 from forge_reliability import FAULTS, RESULTS
 from forge_scenario import CONTAINER, PODMAN, Status, until
 from testinfra.host import Host
 
-CLEAN, WARNING, CRITICAL = 0, 10, 11
-"""How doctor ends."""
 DOCTOR_SECONDS = 60.0
 """A bound on a hang; how quick doctor has to be is for its own tests to say."""
 BEFORE, AFTER = 3.0, 3.0

@@ -55,7 +55,7 @@ FAULTS = {
     "PostgreSQL killed": expected(),
     "PostgreSQL's configuration broken": expected("F501", page="database-down", healed=120.0),
     "PostgreSQL out of connections": expected("F502", page="too-many-database-connections"),
-    "Vault sealed during a restart": expected("F401", page="vault-unreachable-or-sealed"),
+    "Vault sealed during a restart": expected("F401", page="vault-unreachable-or-sealed", healed=180.0),
     "secret ids rejected": expected("F402", page="secret-id-expired"),
     "names do not resolve": expected("F608", page="network"),
     "network gone": expected("F609", page="network"),

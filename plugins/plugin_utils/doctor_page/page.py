@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import jinja2
 
 from .answers import VERDICTS, Host, order
-from .plots import picture
+from .plots import Picture, picture
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 # With more, those of hosts that are well begin folded.
@@ -23,12 +24,9 @@ def html(hosts: Sequence[Host], at: datetime) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    ordered = order(list(hosts))
-    pictures = {
-        host.name: {name: picture(host.day, app) for name, app in host.day.apps.items()}
-        for host in ordered
-        if host.day is not None
-    }
+    drawn = [_drawn(host) for host in hosts]
+    pictures = {host.name: apps for host, apps in drawn}
+    ordered = order([host for host, _ in drawn])
     return template.render(
         hosts=ordered,
         pictures=pictures,
@@ -37,6 +35,17 @@ def html(hosts: Sequence[Host], at: datetime) -> str:
         worst=ordered[0].verdict if ordered else "unknown",
         open=len(ordered) <= OPEN_HOSTS,
     )
+
+
+def _drawn(host: Host) -> tuple[Host, dict[str, Picture]]:
+    """Draw the day of each app; one whose lists or times make no sense is no reason to go without the other hosts."""
+    if host.day is None:
+        return host, {}
+    try:
+        return host, {name: picture(host.day, app) for name, app in host.day.apps.items()}
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        why = f"its forgectl day answers in a way that this page does not read: {error}; run site.yml"
+        return replace(host, day=None, why_no_day=why), {}
 
 
 def table(hosts: Sequence[Host]) -> Iterator[str]:
