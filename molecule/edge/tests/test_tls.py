@@ -94,7 +94,7 @@ def test_http3(host: Host, client: httpx.Client) -> None:
     # A worker that leaves after a reload still gets a share of the packets, and takes no new request.
     until(lambda: not host.run("pgrep --full '^nginx: worker process is shutting down'").stdout, 120, every=0.5)
     ask = f"curl --silent --show-error --insecure --http3-only --resolve {DOMAIN}:443:127.0.0.1"
-    # Each on a connection of its own; with quic_retry some of them wait in vain.
+    # Each on a connection of its own; with quic_retry some of them wait in vain. One that fails says so by its line.
     one = f"{ask} --output /dev/null --write-out '%{{http_version}} %{{http_code}}\\n' https://{DOMAIN}/health"
     said = host.check_output(f"for number in $(seq {QUIC_CLIENTS}); do {one} || true; done")
     assert said.splitlines() == ["3 200"] * QUIC_CLIENTS
