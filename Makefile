@@ -128,6 +128,11 @@ judges: venv  ## sslyze, testssl.sh, lynis, nmap and more, each with its target,
 	@scripts/packages demo
 	@PYTHONPATH=scripts:molecule/shared/testing python -m judges
 
+.PHONY: reliability
+reliability: venv  ## Every fault on both distributions: what clients saw, what doctor said, how it healed; writes docs/reliability.md
+	@scripts/packages demo
+	@PYTHONPATH=scripts:molecule/shared/testing python scripts/reliability.py
+
 .PHONY: docs
 docs: venv  ## Write docs/variables.md from the roles' specifications
 	python scripts/document

@@ -57,6 +57,10 @@ class Cluster:
         if (self._data / "postmaster.pid").exists():
             self._run("pg_ctl", "-D", self._data, "-m", "fast", "-w", "-t", "30", "stop")
 
+    def crash(self) -> None:
+        """End the server at once: what it has not written yet is lost."""
+        self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "-t", "30", "stop")
+
     def admin(self, *statements: str, database: str = "postgres") -> Any:  # noqa: ANN401 - a column of any type
         """Run statements as superuser; return the first column of the last one's first row."""
 

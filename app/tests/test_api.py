@@ -270,6 +270,38 @@ async def test_a_late_commit_is_not_skipped(client: httpx.AsyncClient, cluster: 
     assert [event["payload"] for event in second["events"]] == ["late", "early"]
 
 
+async def test_a_crash_of_the_database_hides_no_event_from_a_reader(
+    client: httpx.AsyncClient, cluster: Cluster, database: str
+) -> None:
+    """It gives ids of transactions that stored nothing to others: no cursor may have gone past them."""
+    async with cluster.connect(database) as admin:
+        # What a rolled-back transaction leaves is written now and then, here hardly ever.
+        await admin.execute("ALTER SYSTEM SET wal_writer_delay = '10s'")
+        await admin.execute("SELECT pg_reload_conf()")
+        await post(client, "before")
+        lost = 0
+        for pause in (0.5, 0, 0, 0):
+            transaction = admin.transaction()
+            await transaction.start()
+            lost = int(await admin.fetchval("SELECT pg_current_xact_id()::text"))
+            await transaction.rollback()
+            await asyncio.sleep(pause)
+    cursor = (await client.get("/v1/events")).json()["cursor"]
+    await asyncio.to_thread(cluster.crash)
+    await asyncio.to_thread(cluster.start)
+    async with asyncio.timeout(10):
+        while (after := await post(client, "after")).status_code != 201:
+            assert after.status_code == 503
+            await asyncio.sleep(0.1)
+    async with cluster.connect(database) as admin:
+        await admin.execute("ALTER SYSTEM RESET wal_writer_delay")
+        await admin.execute("SELECT pg_reload_conf()")
+        reused = int(await admin.fetchval("SELECT max(xid)::text FROM event"))
+    assert reused <= lost
+    page = (await client.get("/v1/events", params={"cursor": cursor})).json()
+    assert page["events"] == [after.json()]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -79,6 +80,9 @@ def test_a_request_is_one_line_of_json(server: Server) -> None:
     assert line.pop("duration_ms") >= 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line.pop("timestamp"))
     assert line.pop("pid") > 0
+    # What PostgreSQL calls the process that did the work.
+    [database_pid] = line.pop("database_pids")
+    assert b"inbox_app" in Path(f"/proc/{database_pid}/cmdline").read_bytes()
     assert line == {
         "level": "INFO",
         "logger": "inbox.access",

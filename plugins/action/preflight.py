@@ -23,7 +23,7 @@ _UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
 if _UTILS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(_UTILS)
 
-from ansible.module_utils.forge import access, inventory_lint, secret_scan  # noqa: E402
+from ansible.module_utils.forge import access, alerts, inventory_lint, secret_scan  # noqa: E402
 from ansible.module_utils.forge.preflight import Inventory, Outcome, Settings, examine  # noqa: E402
 from ansible.module_utils.forge.problems import Problem, render  # noqa: E402
 from ansible.module_utils.forge.programs import Desk  # noqa: E402
@@ -92,14 +92,17 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         options = {name for role in specs.values() for name in role}
         raw = {name: value for name, value in variables.items() if _concerns(name, specs)}
         values = {}
+        roles_that_run = _roles_that_run(variables)
+        # One that a lookup did not find today is seen before anything changes.
+        now = alerts.SECRETS if alerts.ROLE in roles_that_run else ()
         for name in sorted(options & raw.keys()):
-            value = self._rendered(raw[name], name, problems, judge_later=True)
+            value = self._rendered(raw[name], name, problems, judge_later=name not in now)
             if value is not _UNJUDGED:
                 values[name] = value
         inventory = Inventory(
             root=roles.parent,
             roles=roles,
-            play_roles=_roles_that_run(variables),
+            play_roles=roles_that_run,
             apps=apps,
             raw_apps=raw_apps,
             raw=raw,

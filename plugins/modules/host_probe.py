@@ -38,6 +38,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -407,6 +408,9 @@ def probe(paths: list[str], root: Path = Path("/")) -> dict[str, Any]:
         # The apps that were released here; none at all means that the host was never provisioned to its end.
         "apps": described(root),
         "released": sorted(state.parent.name for state in (root / "var/lib/forge").glob("*/state.json")),
+        "forgectl": sorted(path.parent.name for path in (root / "opt/forge").glob("forgectl-*/.complete")),
+        "manifest": (root / "var/lib/forge/manifest.json").exists(),
+        "time": int(time.time()),
     }
 
 

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from conftest import describe, staged
-from forgectl import config, cutover, migration, release, report, state
+from forgectl import config, cutover, database, migration, release, report, staging, state
 from forgectl.errors import Refused
 from forgectl.layout import Layout
 from forgectl.report import Candidate
@@ -50,6 +51,57 @@ def test_an_archive_with_another_digest_is_refused(layout: Layout, tmp_path: Pat
     source.touch()
     with pytest.raises(Refused, match="expected an archive with digest"):
         plan(layout, archive=source, source_digest="0" * 64)
+
+
+DATABASE = """
+[database]
+placement = "local"
+name = "inbox"
+app_role = "inbox_app"
+url = "postgresql://localhost/inbox"
+[migration]
+user = "inbox-migrate"
+command = ["alembic", "upgrade", "head"]
+path = "forge/inbox/migrate"
+"""
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (["b"], []),
+        # As after a restore.
+        (["a"], ["b.py"]),
+        ([], ["a.py", "b.py"]),
+        # As after a rollback: a newer release was here.
+        (["c"], []),
+    ],
+)
+def test_what_is_live_is_released_again_when_the_database_lacks_its_migrations(
+    layout: Layout, postgresql: str, monkeypatch: pytest.MonkeyPatch, at: list[str], expected: list[str]
+) -> None:
+    """It is no use to say that there is nothing to do while the code asks for what is not there."""
+    monkeypatch.setattr(database, "ADMINISTRATION", postgresql)
+    monkeypatch.setattr(release, "_serves", lambda *_: True)
+    layout.description.write_text(describe() + DATABASE)
+    record = staged(layout, 1, "ab")
+    monkeypatch.setattr(staging, "digest_of", lambda *_: record.digest)
+    state.save(layout, State(live=Slotted(record.id, "blue", "now")))
+    with psycopg.connect(postgresql, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE inbox")
+        try:
+            with psycopg.connect(postgresql, dbname="inbox") as inside:
+                inside.execute("CREATE TABLE alembic_version (version_num text)")
+                for each in at:
+                    inside.execute("INSERT INTO alembic_version VALUES (%s)", (each,))
+            result = plan(layout, source_digest=record.source_digest)
+        finally:
+            connection.execute("DROP DATABASE inbox")
+    assert result.changed == bool(expected)
+    found = [line for line in result.plan if "since the database lacks it" in line]
+    assert [line.rpartition("/")[2] for line in found] == expected
+    # And while it is away nobody can tell.
+    assert not plan(layout, source_digest=record.source_digest).changed
 
 
 @pytest.mark.parametrize(

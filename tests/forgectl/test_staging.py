@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import describe, no_room
-from forgectl import config, report, staging, venv
+from conftest import describe, no_room, staged
+from forgectl import config, release, report, staging, venv
 from forgectl.errors import Refused
-from forgectl.layout import Layout
+from forgectl.layout import Layout, replace_symlink, walk
 
 PARTS_OF_A_VENV = {"bin", "lib", ".complete", "pyvenv.cfg", "lock.txt"}
 GROUP = pwd.getpwuid(os.getuid()).pw_gid
@@ -127,6 +127,35 @@ def test_everybody_may_read_the_static_folders_of_a_release_and_nothing_else(lay
     assert {name for name, mode in modes.items() if mode & 0o007 == 0o001} == {"source", "source/dist"}
     assert folder.stat().st_mode & 0o777 == 0o551
     assert not any(mode & 0o222 for mode in modes.values())
+
+
+def modes(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Mode and group of everything below a folder."""
+    return {each: (each.lstat().st_mode, each.lstat().st_gid) for each in walk(folder)}
+
+
+def test_wrong_permissions_are_put_right(layout: Layout, tmp_path: Path) -> None:
+    """As they were staged, of the environment as well; what is right is left alone, and so it is said."""
+    layout.description.write_text(f'static = ["dist"]\n{describe()}')
+    members: dict[str, str | bytes] = {"requirements.txt": "x==1\n", "run.sh": "x", "dist/app.js": "x", "a/b.py": "x"}
+    record = stage(layout, archive(tmp_path / "source.tar", members))
+    folder, environment = layout.releases / record.id, layout.venvs / record.venv
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin/python").touch(0o755)
+    venv.seal(environment, GROUP)
+    (environment / venv.COMPLETE).touch(0o444)
+    before = modes(folder) | modes(environment / "bin")
+
+    def put_right(*, dry_run: bool = False) -> bool:
+        return staging.put_right(layout, app(layout), record, GROUP, dry_run=dry_run)
+
+    assert not put_right()
+    for path, mode in ((folder / "source/a", 0o700), (folder / "settings.toml", 0o660), (environment / "bin", 0o500)):
+        path.chmod(mode)
+        assert put_right(dry_run=True)
+        assert modes(folder) | modes(environment / "bin") != before
+        assert put_right()
+        assert modes(folder) | modes(environment / "bin") == before
 
 
 def test_a_static_folder_that_is_not_there_is_refused(layout: Layout, source: Path) -> None:
@@ -370,3 +399,14 @@ def test_pruning_keeps_the_newest_what_is_needed_and_the_slots(layout: Layout) -
     assert [path.name for path in sorted(layout.releases.iterdir())] == [names[number] for number in kept]
     assert sorted(path.name for path in layout.venvs.iterdir()) == [f"venv{number}" for number in kept]
     assert removed == [names[3], names[4], "venv3", "venv4"]
+
+
+def test_permissions_of_a_release_that_says_nothing_hold_no_recovery_up(layout: Layout) -> None:
+    """What is under way has to be recovered, and doctor tells of the settings."""
+    record = staged(layout, 1, "A")
+    replace_symlink(layout.slots / "blue", f"../releases/{record.id}")
+    layout.settings(record.id).chmod(0o644)
+    layout.settings(record.id).write_text("name =")
+    said: list[str] = []
+    assert release.put_right(layout, dry_run=True, say=said.append) == []
+    assert said[0].startswith(f"the permissions of {record.id} stay as they are: expected")

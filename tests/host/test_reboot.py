@@ -14,7 +14,7 @@ from pathlib import Path
 import forge_reboot
 import pytest
 import yaml
-from forge_reboot import LEAVING, Host, Window, look, reasons, resume
+from forge_reboot import LEAVING, Host, Window, ask, look, reasons, report, resume
 
 ROOT = Path(__file__).resolve().parents[2]
 OPEN, NOON, WINDOW = time(3, 20), time(12), Window.parse("03:00-04:00")
@@ -351,3 +351,93 @@ def test_the_flag_is_the_one_that_nginx_looks_for() -> None:
     nginx = yaml.safe_load((ROOT / "roles/nginx/vars/main.yml").read_text())
     assert nginx["__nginx_leaving"] == f"/{LEAVING}"
     assert nginx["__nginx_leaving_seconds"] == forge_reboot.LEAVING_SECONDS
+
+
+def test_report_names_no_unit_twice_that_was_replaced(fake: Fake) -> None:
+    """An old Nginx and an old slot that finish what they have; and what waits for a reboot."""
+    fake.host.replacers.mkdir(parents=True)
+    units = ("nginx.service", "inbox@blue.service", "inbox@green.service", "dbus.service")
+    for unit in units:
+        (fake.host.replacers / unit).touch()
+    fake.answers["needrestart"] = (0, "".join(f"NEEDRESTART-SVC: {unit}\n" for unit in units))
+    (fake.root / "run/inbox").mkdir()
+    (fake.root / "run/inbox/live.sock").symlink_to("blue.sock")
+    assert report(fake.host)["outdated"] == ["inbox@blue.service", "nginx.service"]
+    (fake.root / "run/nginx.pid.oldbin").touch()
+    assert report(fake.host)["outdated"] == ["inbox@blue.service"]
+
+
+def test_report_changes_nothing(fake: Fake) -> None:
+    """What is due, what was tried in vain, and what is outdated though something replaces it without a loss."""
+    fake.need("libc6", "dbus")
+    fake.host.record.write_text('["dbus was updated", "gone meanwhile"]')
+    fake.host.replacers.mkdir(parents=True)
+    (fake.host.replacers / "nginx.service").touch()
+    fake.answers["needrestart"] = (
+        0,
+        "NEEDRESTART-SVC: nginx.service\nNEEDRESTART-SVC: getty@tty1.service\n"
+        "NEEDRESTART-SVC: postgresql@15-main.service\n",
+    )
+    before = fake.host.record.read_text()
+    assert report(fake.host) == {
+        "due": ["libc6 was updated", "postgresql@15-main.service runs with what was replaced"],
+        "tried": ["dbus was updated"],
+        "outdated": ["nginx.service"],
+    }
+    assert (fake.host.record.read_text(), fake.did) == (before, [])
+    fake.host.record.write_text("{")
+    assert report(fake.host)["due"] == []
+    fake.host.record.unlink()
+    fake.boot()
+    assert report(fake.host)["due"] == ["postgresql@15-main.service runs with what was replaced"]
+
+
+@pytest.mark.parametrize("window", [WINDOW, None])
+def test_asked_for_it_reboots_at_any_time_once(fake: Fake, window: Window | None) -> None:
+    fake.need("libc6")
+    fake.host.asked.touch()
+    look(fake.host, window, NOON)
+    assert "systemctl --check-inhibitors=yes reboot" in fake.did
+    assert not fake.host.asked.exists()
+
+
+def test_asked_for_it_waits_for_what_is_under_way(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    """And is not remembered: whoever asked was told."""
+    fake.need("libc6")
+    fake.host.asked.touch()
+    lock = fake.root / "var/lib/forge/inbox/lock"
+    lock.touch()
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        look(fake.host, WINDOW, NOON)
+    assert "it waits, since inbox:" in said(capsys)
+    assert (fake.did, fake.host.asked.exists()) == ([], False)
+    look(fake.host, WINDOW, NOON)
+    assert fake.did == []
+
+
+@pytest.mark.parametrize(
+    ("begins", "says", "ended"),
+    [(True, "", 0), (False, "it waits, since a migration is under way\n", 1), (False, "", 1)],
+)
+def test_asking(fake: Fake, capsys: pytest.CaptureFixture[str], begins: bool, says: str, ended: int) -> None:
+    """Returns when it drains, and fails with what is in the way."""
+    states = iter(
+        ["ActiveState=inactive\nJob=77\n", "ActiveState=activating\nJob=77\n", "ActiveState=inactive\nJob=\n"]
+    )
+
+    def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        answer = fake.run(command)
+        if command[1] == "show":
+            answer.stdout = next(states)
+            if begins and "activating" in answer.stdout:
+                fake.host.begun.parent.mkdir()
+                fake.host.begun.touch()
+        return answer
+
+    fake.answers["journalctl --unit"] = (0, says)
+    assert ask(Host(fake.root, run, lambda _: None)) == ended
+    assert "systemctl start --no-block forge-reboot.service" in fake.asked
+    assert fake.host.asked.exists() is begins
+    if ended:
+        assert (says.strip() or "none is due") in said(capsys)

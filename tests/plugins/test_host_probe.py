@@ -145,6 +145,7 @@ def test_what_is_provisioned_already(tmp_path: Path) -> None:
     root = machine(tmp_path, V2 | {"var/lib/apt/lists/partial/x": "", "var/lib/apt/lists/lock": ""})
     bare = probe(["/srv"], root)
     assert (bare["released"], bare["package_lists"], bare["systemd_version"]) == ([], False, 0)
+    assert (bare["forgectl"], bare["manifest"]) == ([], False)
     assert not bare["container"]
     machine(root, {"run/systemd/container": "podman\n"})
     assert probe(["/srv"], root)["container"]
@@ -152,6 +153,10 @@ def test_what_is_provisioned_already(tmp_path: Path) -> None:
     machine(root, {"var/lib/forge/half/lock": "", "var/lib/apt/lists/mirror.example_dists_trixie_Packages.lz4": ""})
     done = probe(["/srv"], root)
     assert (done["released"], done["package_lists"]) == (["blog", "shop"], True)
+    machine(root, {"opt/forge/forgectl-0a1b/.complete": "", "opt/forge/forgectl-2c3d/bin/python": ""})
+    machine(root, {"var/lib/forge/manifest.json": "{}"})
+    done = probe(["/srv"], root)
+    assert (done["forgectl"], done["manifest"], done["released"]) == (["forgectl-0a1b"], True, ["blog", "shop"])
 
 
 ME = pwd.getpwuid(os.getuid())

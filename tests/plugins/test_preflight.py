@@ -37,6 +37,8 @@ PLAY = """
       tags: [never]
     - role: nginx
       tags: [never]
+    - role: alerts
+      tags: [never]
 """
 
 Change = dict[str, Any]
@@ -242,6 +244,49 @@ REFUSED: dict[str, tuple[Change, tuple[str, str, str, str]]] = {
             "3-4",
             "write hours and minutes of both ends, in quotes",
         ),
+    ),
+    "a webhook in plain text": (
+        {"alerts_webhook_url": "https://hooks.example.com/T1/B2"},
+        ("alerts_webhook_url", "no secret in plain text", "a plain URL", "take it from the environment"),
+    ),
+    "a webhook that was forgotten": (
+        {"alerts_webhook_url": "{{ lookup('ansible.builtin.env', 'NOT_SET_ANYWHERE') }}"},
+        ("alerts_webhook_url", "a value", "a template that comes out empty", "set what its template reads"),
+    ),
+    "a webhook without TLS": (
+        {"alerts_webhook_url": "{{ 'http://hooks.example.com/' }}"},
+        ("alerts_webhook_url", "an https URL", "something else", "correct it where it comes from"),
+    ),
+    "mail without a server": (
+        {"alerts_mail_to": ["ops@example.com"], "alerts_mail_from": "forge@example.com"},
+        ("alerts_mail_server", "the name of a mail server", "it is not set", "set it"),
+    ),
+    "mail to nowhere": (
+        {
+            "alerts_mail_to": ["ops@example.com, x"],
+            "alerts_mail_from": "forge@example.com",
+            "alerts_mail_server": "mail.example.com",
+        },
+        ("alerts_mail_to[0]", "an address such as", "ops@example.com, x", "correct it"),
+    ),
+    "a mail password through the open": (
+        {
+            "alerts_mail_to": ["ops@example.com"],
+            "alerts_mail_from": "forge@example.com",
+            "alerts_mail_server": "mail.example.com",
+            "alerts_mail_security": "none",
+            "alerts_mail_user": "forge",
+            "alerts_mail_password": "{{ 'a password' }}",
+        },
+        ("alerts_mail_security", "starttls or tls", "none", "protect it"),
+    ),
+    "a command by its name alone": (
+        {"alerts_command": ["page"]},
+        ("alerts_command", "the whole path of a program", "page", "write /usr/local/bin/"),
+    ),
+    "no message an hour": (
+        {"alerts_messages_per_hour": 0},
+        ("alerts_messages_per_hour", "a number from 1 to 3600", "0", "correct it"),
     ),
     "a reboot window that is over at once": (
         {"base_reboot_window": "23:57-00:04"},

@@ -12,10 +12,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forge_alerts
 import pytest
 import yaml
 
@@ -118,6 +120,7 @@ CHANGED: dict[str, Any] = {
     },
 }
 FILES = {
+    "alerts": ["alerts.toml", "forge-alerts.service"],
     "forgectl": ["app.toml"],
     "app": [
         "slot.conf",
@@ -162,7 +165,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (source / "dist/assets").mkdir(parents=True)
     release = platform.freedesktop_os_release()
     variables: dict[str, Any] = {}
-    for role in ("secrets", "nginx", "base", "nginx", "app", "forgectl"):
+    for role in ("secrets", "nginx", "base", "nginx", "app", "forgectl", "alerts"):
         for kind in ("defaults", "vars"):
             file = ROOT / "roles" / role / kind / "main.yml"
             variables |= yaml.safe_load(file.read_text()) if file.exists() else {}
@@ -194,6 +197,12 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "secrets_bound_cidrs": ["192.0.2.10/32"],
             "secrets_retry_seconds": 7,
             "secrets_rotation_minutes": 60,
+            "alerts_command": ["/usr/local/bin/page", HARD.replace("\n", " ")],
+            "alerts_webhook_url": "{{ 'https://hooks.example.com/' ~ 'secret' }}",
+            "alerts_webhook_format": "slack",
+            "alerts_mail_to": ["ops@example.com", "ünïcode@example.org"],
+            "alerts_mail_from": "forge@example.com",
+            "alerts_mail_server": "mail.example.com",
         },
     }
     # Preflight would refuse it of a machine that is no Debian 13, and leaves what depends on its own facts alone.
@@ -693,3 +702,21 @@ def test_certificates_are_described(rendered: Path) -> None:
     assert (issued.email, issued.ca_file, issued.key_type) == ("ops@example.com", "", "ecdsa")
     assert (changed.source, changed.alert_days, changed.directory) == ("own_ca", 21, "")
     assert changed.apps == {"changed": ["changed.example.com", "www.changed.example.com", "old.example.com"]}
+
+
+def test_alerts_go_where_the_inventory_says(rendered: Path) -> None:
+    """Read as the program reads it; what is secret is in no file, and handed over by systemd."""
+    described = {name: tomllib.loads((rendered / name / "alerts.toml").read_text()) for name in ("plain", "changed")}
+    assert described["plain"] == {"repeat_minutes": 60, "messages_per_hour": 30}
+    assert forge_alerts.channels(described["plain"], {}) == {}
+    assert described["changed"]["command"]["argv"] == ["/usr/local/bin/page", HARD.replace("\n", " ")]
+    assert described["changed"]["mail"]["to"] == ["ops@example.com", "ünïcode@example.org"]
+    assert set(forge_alerts.channels(described["changed"], {"webhook_url": "https://x"})) == {
+        "command",
+        "webhook",
+        "mail",
+    }
+    assert "LoadCredentialEncrypted" not in unit(rendered, "plain", "forge-alerts.service")
+    credentials = unit(rendered, "changed", "forge-alerts.service")["LoadCredentialEncrypted"]
+    assert credentials == ["webhook_url:/etc/credstore.encrypted/forge-alerts.webhook_url"]
+    assert "hooks.example.com" not in "".join(path.read_text() for path in (rendered / "changed").glob("*alerts*"))

@@ -29,10 +29,12 @@ async def _lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answer with the process and what of the request arrived; /stream never ends."""
+    """Answer with the process and what of the request arrived; /stream never ends, and /block stands still."""
     if scope["type"] == "lifespan":
         await _lifespan(scope, receive, send)
         return
+    if scope["path"] == "/block":
+        time.sleep(60)
     body, more = b"", True
     while more:
         message = await receive()

@@ -430,6 +430,20 @@ async def test_workers_can_be_told_apart(slots: Any) -> None:
             seen.add(headers["x-forge-worker"])
 
 
+async def test_a_worker_that_stands_still_says_where(slots: Any) -> None:
+    """As it is killed the way Gunicorn does it, by the line of its own code; another one takes its place."""
+    slot = slots("only", workers=1)
+    _, writer = await asyncio.open_unix_connection(str(slot.socket))
+    writer.write(b"GET /block HTTP/1.1\r\nHost: shop.test\r\n\r\n")
+    await writer.drain()
+    await asyncio.sleep(1)
+    ((_, worker, _),) = slot.events("serves")
+    os.kill(worker, signal.SIGABRT)
+    wait_until(lambda: len(slot.events("serves")) == 2, "its successor")
+    writer.close()
+    assert re.search(r'^  File ".*/service\.py", line \d+ in app$', (slot.folder / "log").read_text(), re.MULTILINE)
+
+
 async def test_what_was_accepted_is_answered(slots: Any) -> None:
     """A request that arrives after the signal on a connection from before it, which ends with the answer."""
     slot = slots("one")

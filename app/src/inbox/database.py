@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from inbox import logs
 from inbox.settings import DatabaseSettings, Environment, Settings
 
 # Seconds. A turn at the pool, a new connection and a command take together less than the 25 s that Nginx gives a
@@ -155,6 +156,7 @@ class Database:
     async def connection(self) -> AsyncIterator[AsyncConnection]:
         """Lend a connection of the pool. Raises DatabaseUnavailable when there is none or it breaks."""
         async with _translated(), self._pool.connect() as connection:
+            _note_process(connection)
             yield connection
 
     @asynccontextmanager
@@ -175,6 +177,13 @@ class Database:
         """Close every connection."""
         await self._pool.dispose()
         await self._single.dispose()
+
+
+def _note_process(connection: AsyncConnection) -> None:
+    """Have the log of the request name the server's process, which the driver knows since it connected."""
+    pids, lent = logs.database_pids.get(), connection.sync_connection
+    if pids is not None and lent is not None and (driver := lent.connection.driver_connection) is not None:
+        pids.add(driver.get_server_pid())
 
 
 @asynccontextmanager

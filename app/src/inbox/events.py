@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     DateTime,
     Identity,
     Index,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Row,
+    Select,
     Table,
     Text,
     UniqueConstraint,
@@ -32,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import UserDefinedType
 
-from inbox.cursors import Position
+from inbox.cursors import START, Position
 
 MAX_DEPTH = 64
 PAGE_BYTES = 4 * 1024 * 1024
@@ -195,8 +197,12 @@ async def read_after(connection: AsyncConnection, position: Position, limit: int
     read in the order (xid, id), and only below the oldest transaction that still runs: nothing can appear there any
     more. The price is that one long write transaction, anywhere in the cluster, delays what readers see; it never
     makes them miss anything. Source: PostgreSQL's documentation of pg_snapshot_xmin().
+
+    The page after the last one starts at the newest event that can be read, and not at that oldest transaction: after a
+    crash the server may use ids anew whose transactions stored nothing, but none up to that of a stored event.
     """
     horizon = select(_XMIN).subquery("horizon")
+    newest = _newest(horizon.c.xmin).lateral("newest")
     window = (
         select(_c.xid, _c.id, _c.type, _c.payload, _c.received_at, _c.size)
         .where(tuple_(_c.xid, _c.id) > tuple_(literal(position.xid, Xid8), literal(position.id, BigInteger)))
@@ -210,7 +216,8 @@ async def read_after(connection: AsyncConnection, position: Position, limit: int
     fits = func.coalesce(size_before < PAGE_BYTES, True).label("fits")
     statement = (
         select(
-            horizon.c.xmin,
+            newest.c.xid.label("newest_xid"),
+            newest.c.id.label("newest_id"),
             window.c.xid,
             window.c.id,
             window.c.type,
@@ -219,8 +226,8 @@ async def read_after(connection: AsyncConnection, position: Position, limit: int
             window.c.size,
             fits,
         )
-        # Left join: the horizon comes back even when there is no event.
-        .select_from(horizon.outerjoin(window, true()))
+        # Left joins: a row comes back even when there is no event.
+        .select_from(horizon.outerjoin(newest, true()).outerjoin(window, true()))
         .order_by(window.c.xid, window.c.id)
     )
     rows = (await connection.execute(statement)).all()
@@ -229,13 +236,19 @@ async def read_after(connection: AsyncConnection, position: Position, limit: int
     events = [Placed(Position(row.xid, row.id), _event(row), row.size) for row in fitting]
     if len(fitting) < len(found):
         return Page(events, events[-1].position, more=True)
-    # Everything below the horizon has been read: the next page may start there.
-    return Page(events, max(position, Position(rows[0].xmin, 0)), more=False)
+    # Everything up to the newest has been read, or is of another type.
+    return Page(events, max(position, Position(rows[0].newest_xid or 0, rows[0].newest_id or 0)), more=False)
 
 
 async def horizon(connection: AsyncConnection) -> Position:
     """Return the place after every event that can be read now."""
-    return Position((await connection.execute(select(_XMIN))).scalar_one(), 0)
+    newest = (await connection.execute(_newest(select(_XMIN).scalar_subquery()))).one_or_none()
+    return Position(newest.xid, newest.id) if newest else START
+
+
+def _newest(xmin: ColumnElement[int]) -> Select[tuple[int, int]]:
+    """Select the place of the newest event of a transaction before `xmin`."""
+    return select(_c.xid, _c.id).where(_c.xid < xmin).order_by(_c.xid.desc(), _c.id.desc()).limit(1)
 
 
 def _event(row: Row[*tuple[Any, ...]]) -> Event:

@@ -11,6 +11,9 @@ from typing import Any
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request that the current task serves."""
 
+database_pids: ContextVar[set[int] | None] = ContextVar("database_pids", default=None)
+"""Processes of PostgreSQL that worked for it; each of their log lines names its own."""
+
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 

@@ -35,7 +35,7 @@ class RequestContext:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        token = logs.request_id.set(request_id)
+        token, pids = logs.request_id.set(request_id), logs.database_pids.set(set())
         started = time.perf_counter()
         status: int | None = None
         streams = scope["type"] == "websocket"
@@ -59,6 +59,7 @@ class RequestContext:
             seconds = time.perf_counter() - started
             self._over(scope, status or _CLIENT_GONE, seconds, streams=streams)
             logs.request_id.reset(token)
+            logs.database_pids.reset(pids)
 
     def _over(self, scope: Scope, status: int, seconds: float, *, streams: bool) -> None:
         method = scope.get("method", "WEBSOCKET")
@@ -74,6 +75,7 @@ class RequestContext:
                 "path": scope["path"],
                 "status": status,
                 "duration_ms": round(seconds * 1000, 1),
+                "database_pids": sorted(logs.database_pids.get() or ()),
             },
         )
 

@@ -16,7 +16,7 @@ from testinfra.host import Host
 __all__ = ["control", "openbao", "own", "own_ca", "runbooks"]
 
 PAGE = "certificate-expiring"
-OVER = "How to see that it is over"
+OVER = "See that it is mended"
 
 Inventory = Callable[[dict[str, Any]], None]
 
@@ -45,6 +45,7 @@ def test_acme_server_refuses(host: Host, openbao: OpenBao, runbooks: Runbooks) -
     with openbao.refusing():
         assert len(watch(host)) == 1
         assert "no new one is in service: expected: https://" in runbooks.follow(PAGE, "What you see")
+        runbooks.follow(PAGE, "Look")
         runbooks.follow(PAGE, "From an ACME server")
         runbooks.follow(PAGE, "The reason names a domain")
         runbooks.follow(PAGE, "The reason names the server")
@@ -72,6 +73,7 @@ def test_own_files_run_out(
     assert provision(**own(days=12)).returncode == 0
     assert len(watch(host)) == 1
     assert "nginx_tls_certificates" in runbooks.follow(PAGE, "What you see")
+    runbooks.follow(PAGE, "Look")
     inventory(own(days=299))
     runbooks.follow(PAGE, "From files of your own")
     assert served(host).subject.rfc4514_string() == "CN=own for 299 days"

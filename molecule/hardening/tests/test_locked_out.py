@@ -70,7 +70,7 @@ def over_in_the_end(inside: Host, runbooks: Runbooks) -> Iterator[None]:
         shared = ("-o", f"ControlPath={EPHEMERAL}/ssh-%h", vm()["address"])
         subprocess.run(["ssh", "-O", "exit", *shared], capture_output=True, timeout=20, check=False)
     assert until(gets_in, PATIENCE, every=1)
-    runbooks.follow(PAGE, "How to see that it is over")
+    runbooks.follow(PAGE, "See that it is mended")
     assert access(inside) == before
 
 

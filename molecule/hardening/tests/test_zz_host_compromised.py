@@ -129,7 +129,7 @@ def test_another_host_takes_its_place(host: Host, client: httpx.Client, vault: h
     assert until(lambda: answers(address, 22), 90, every=0.5)
     runbooks.follow(PAGE, "Rebuild")
     assert until(lambda: ready(client), 30, every=0.5)
-    runbooks.follow(PAGE, "How to see that it is over")
+    runbooks.follow(PAGE, "See that it is mended")
     again = playbook()
     assert "changed=0 " in again.stdout, again.stdout
     assert [step for step in runbooks.left() if step.startswith(f"{PAGE}:")] == []

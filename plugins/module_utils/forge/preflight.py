@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from . import (
     access,
+    alerts,
     bundle,
     certificates,
     edge,
@@ -183,6 +184,7 @@ def _variables(inventory: Inventory, specs: Mapping[str, Options]) -> list[Probl
         *_reboot_window(inventory.values),
         *_secrets(inventory.values),
         *access.value_problems(inventory.values),
+        *(_alerts(inventory, specs) if alerts.ROLE in inventory.play_roles else []),
         *(_source_of_secrets(inventory, specs) if "secrets" in inventory.play_roles else []),
     ]
 
@@ -235,6 +237,10 @@ def _cidr_mistake(text: str) -> str | None:
         return "use addresses as Vault sees them, no names"
     # Vault takes neither an address without its length nor one with bits behind it for what it looks like.
     return None if str(network) == text.lower() else f"write {network}"
+
+
+def _alerts(inventory: Inventory, specs: Mapping[str, Options]) -> list[Problem]:
+    return alerts.problems(specs[alerts.ROLE], inventory.raw, inventory.values)
 
 
 def _source_of_secrets(inventory: Inventory, specs: Mapping[str, Options]) -> list[Problem]:
@@ -506,6 +512,9 @@ def _size(
         "postgresql": probe["postgresql"],
         "package_lists": probe["package_lists"],
         "released": probe["released"],
+        "forgectl": probe["forgectl"],
+        "manifest": probe["manifest"],
+        "time": probe["time"],
         "ssh": probe["ssh"],
         "connections": sizing.connection_budgets(everything, servers),
         # By app, of all that the host knows: what was removed may be restored.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import fcntl
 import os
 import socket
@@ -151,6 +152,15 @@ class ForgeWorker(UvicornWorker):  # type: ignore[misc]
         # In the master, before it forks its first worker.
         if self.cfg.max_requests and ForgeWorker.turns is None:
             ForgeWorker.turns = Turns(self.LOCK, self.cfg.worker_tmp_dir, self.cfg.workers)
+
+    def init_signals(self) -> None:
+        """Reset what Gunicorn's master catches, and have a worker that is killed with SIGABRT say where it stood.
+
+        Gunicorn sends that to one whose event loop stands still, and so may a person. Files, lines and functions of the
+        thread with the loop are told, and no value.
+        """
+        super().init_signals()
+        faulthandler.enable(all_threads=False)
 
     async def _serve(self) -> None:
         # As in the parent, with this server in place of uvicorn's.

@@ -3,6 +3,8 @@
 
 usage: forge-reboot [--window 03:00-04:00]    local time; without a window it only says that a reboot is due
        forge-reboot --resume                  start what was stopped for a reboot that did not come
+       forge-reboot --report                  what is due and what runs with replaced files, as one JSON object
+       forge-reboot --ask                     reboot now, outside the window too, if one is due; the drain is the same
 
 forge-reboot.timer calls it. It drains first: what apps run beside their servers ends, which may take an hour, while
 clients are served; then Nginx announces the end of each connection, closes its ports and finishes what is under way.
@@ -37,6 +39,8 @@ PACKAGE_LOCKS = ("var/lib/dpkg/lock-frontend", "var/lib/dpkg/lock", "run/unatten
 DEFERRED = re.compile(r"^(postgresql|dbus|systemd-logind)\b")
 # Of `needrestart -b -k`: an upgrade of the running kernel is installed, compatible with it or not.
 KERNEL_UPGRADES = ("2", "3")
+UNIT = "forge-reboot.service"
+ASK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,21 @@ class Host:
         """The units that are stopped for a reboot, one on each line; gone with the unit."""
         return self.root / "run/forge-reboot/stopped"
 
+    @property
+    def begun(self) -> Path:
+        """Nothing is in the way, and it drains; gone with the unit."""
+        return self.root / "run/forge-reboot/begun"
+
+    @property
+    def asked(self) -> Path:
+        """Somebody wants it now; whoever looks next takes that away."""
+        return self.root / "run/forge-reboot-asked"
+
+    @property
+    def replacers(self) -> Path:
+        """Programs that replace a unit without a loss, each under its name; needrestart calls them."""
+        return self.root / "etc/needrestart/restart.d"
+
 
 def say(text: str) -> None:
     """Tell the journal."""
@@ -94,17 +113,23 @@ def alert(text: str) -> None:
     print(f"<3>ALERT host: {text}", file=sys.stderr, flush=True)
 
 
-def reasons(host: Host) -> set[str]:
-    """Why a reboot is due, in words that stay the same until that is over."""
+def asked_needrestart(host: Host) -> list[tuple[str, str]]:
+    """What needrestart says of the kernel and of each unit that runs with replaced files."""
+    looked = host.run(["needrestart", "-b", "-k", "-l"])
+    if looked.returncode:
+        say(f"needrestart does not tell what is outdated: {' '.join(looked.stderr.split())}")
+    parts = [line.partition(": ") for line in looked.stdout.splitlines()]
+    return [(name, value) for name, _, value in parts]
+
+
+def reasons(host: Host, told: Sequence[tuple[str, str]] | None = None) -> set[str]:
+    """Why a reboot is due, in words that stay the same until that is over; `told` is what needrestart says."""
     found = set()
     if (host.root / "run/reboot-required").exists():
         listed = host.root / "run/reboot-required.pkgs"
         packages = set(listed.read_text().split()) if listed.exists() else set()
         found |= {f"{package} was updated" for package in packages} or {"an update asks for it"}
-    looked = host.run(["needrestart", "-b", "-k", "-l"])
-    if looked.returncode:
-        say(f"needrestart does not tell what is outdated: {' '.join(looked.stderr.split())}")
-    told = [line.partition(": ")[::2] for line in looked.stdout.splitlines()]
+    told = asked_needrestart(host) if told is None else told
     kernel = dict(told)
     if kernel.get("NEEDRESTART-KSTA") in KERNEL_UPGRADES:
         found.add(f"kernel {kernel.get('NEEDRESTART-KEXP', '?')} is installed, {kernel.get('NEEDRESTART-KCUR')} runs")
@@ -112,15 +137,45 @@ def reasons(host: Host) -> set[str]:
     return found | {f"{unit} runs with what was replaced" for unit in outdated if DEFERRED.match(unit)}
 
 
-def tried(host: Host, present: set[str]) -> set[str]:
-    """Those of the present reasons that a reboot was tried for already; what is over is forgotten."""
+def report(host: Host) -> dict[str, list[str]]:
+    """Why a reboot is due, what one was tried for in vain, and which units can be replaced that should have been."""
+    told = asked_needrestart(host)
+    present, before = reasons(host, told), recorded(host)
+    outdated = {unit for name, unit in told if name == "NEEDRESTART-SVC"}
+    return {
+        "due": sorted(present - before if before is not None else ()),
+        "tried": sorted(present & before if before is not None else present),
+        "outdated": sorted(
+            unit
+            for unit in outdated
+            if (host.replacers / unit).exists() and not DEFERRED.match(unit) and not _drains(host, unit)
+        ),
+    }
+
+
+def _drains(host: Host, unit: str) -> bool:
+    """Whether what is outdated of a unit was replaced already, and finishes what it has."""
+    if unit == "nginx.service":
+        return (host.root / "run/nginx.pid.oldbin").exists()
+    name, _, slot = unit.removesuffix(".service").partition("@")
+    live = host.root / "run" / name / "live.sock"
+    return live.is_symlink() and live.readlink().name != f"{slot}.sock"
+
+
+def recorded(host: Host) -> set[str] | None:
+    """The reasons for which a reboot was tried; None where nobody can tell."""
     try:
-        before = set(json.loads(host.record.read_text()))
+        return set(json.loads(host.record.read_text()))
     except FileNotFoundError:
         return set()
     except ValueError:
-        # A damaged record must not let it reboot night by night.
-        before = present
+        return None
+
+
+def tried(host: Host, present: set[str]) -> set[str]:
+    """Those of the present reasons that a reboot was tried for already; what is over is forgotten."""
+    # A damaged record must not let it reboot night by night.
+    before = present if (found := recorded(host)) is None else found
     if gone := before - present:
         remember(host, before - gone)
     return before & present
@@ -250,6 +305,8 @@ def resume(host: Host) -> int:
 
 def reboot(host: Host, why: set[str]) -> int:
     """Reboot, for these reasons; a host that does not go down serves again."""
+    host.begun.parent.mkdir(exist_ok=True)
+    host.begun.touch()
     try:
         drain(host)
         # Before it is tried: one that ends in a crash is not tried again either.
@@ -269,6 +326,9 @@ def reboot(host: Host, why: set[str]) -> int:
 
 def look(host: Host, window: Window | None, now: clock) -> int:
     """Look whether a reboot is due and may be; if so, reboot."""
+    wanted = host.asked.exists()
+    # For this time alone, however it ends.
+    host.asked.unlink(missing_ok=True)
     present = reasons(host)
     stuck = tried(host, present)
     if stuck:
@@ -276,10 +336,10 @@ def look(host: Host, window: Window | None, now: clock) -> int:
     due = "; ".join(sorted(present - stuck))
     if not due:
         return 0
-    if window is None:
+    if window is None and not wanted:
         alert(f"a reboot is due ({due}), and base_reboot_window names no time for it: sudo systemctl reboot")
         return 0
-    if not window.includes(now):
+    if window and not wanted and not window.includes(now):
         say(f"a reboot is due ({due}); it waits for the window")
         return 0
     with obstacles(host) as found:
@@ -290,13 +350,44 @@ def look(host: Host, window: Window | None, now: clock) -> int:
         return reboot(host, present)
 
 
+def ask(host: Host) -> int:
+    """Have the unit reboot now; return once it drains, or fail with what is in the way."""
+    began = time.time()
+    host.asked.touch()
+    start = host.run(["systemctl", "start", "--no-block", UNIT])
+    while start.returncode == 0 and not host.begun.exists() and _is_at_work(host):
+        host.sleep(ASK_SECONDS)
+    if host.begun.exists():
+        print("it drains, and goes down then")
+        return 0
+    host.asked.unlink(missing_ok=True)
+    host.run(["journalctl", "--sync"])
+    said = host.run(["journalctl", f"--unit={UNIT}", f"--since=@{began:.6f}", "--output=cat", "--no-pager"]).stdout
+    why = " ".join((start.stderr or said).split()) or "none is due"
+    print(f"forge-reboot: expected to reboot now; found: {why}", file=sys.stderr)
+    return 1
+
+
+def _is_at_work(host: Host) -> bool:
+    shown = host.run(["systemctl", "show", "--property=ActiveState,Job", UNIT]).stdout
+    found = dict(line.partition("=")[::2] for line in shown.splitlines())
+    return found.get("ActiveState") not in ("inactive", "failed") or found.get("Job", "") not in ("", "0")
+
+
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="forge-reboot", description="Reboot when an update asks for it.")
     parser.add_argument("--window", type=Window.parse, help="when it may, as 03:00-04:00; never without one")
     parser.add_argument("--resume", action="store_true", help="start Nginx again after a reboot that did not come")
+    parser.add_argument("--report", action="store_true", help="print what is due, and change nothing")
+    parser.add_argument("--ask", action="store_true", help="reboot now, if one is due; needs its service")
     arguments = parser.parse_args()
     host = Host()
+    if arguments.report:
+        print(json.dumps(report(host)))
+        return 0
+    if arguments.ask:
+        return ask(host)
     if arguments.resume:
         return resume(host)
     return look(host, arguments.window, datetime.now().astimezone().time())

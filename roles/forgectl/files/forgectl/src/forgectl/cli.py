@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from forgectl.errors import (
+    DONE,
     FULL,
     INTERRUPTED,
     SECRETS,
@@ -35,6 +36,15 @@ Exit codes:
   6  Vault or a secret is not usable
   7  it turned unready after the cutover; the old one serves again
   130  interrupted
+"""
+
+DOCTOR_EPILOG = """\b
+Exit codes:
+  0   nothing is wrong; there may be notes
+  1   unexpected failure
+  2   wrong usage
+  10  warnings: it will come to that
+  11  critical: clients notice it
 """
 
 # After a boot, another command may be at work already; a release takes this long at most, as a rule.
@@ -229,20 +239,29 @@ def lease(name: str, slot: str) -> None:
 @dry_run_option
 @json_option
 def recover(name: str, dry_run: bool, as_json: bool) -> None:
-    """Repair what an interrupted command left behind for app NAME; each command that changes something does so."""
+    """Repair what an interrupted command left behind for app NAME; each command that changes something does so.
+
+    It also gives the releases in the slots the owner and modes back with which they were staged.
+    """
     layout, app = _app(name)
     from forgectl import cutover, state
+    from forgectl import release as releases
 
     with _locked(layout, "recover", unless=dry_run):
         before = state.load(layout).operation
+        # First: what is started again has to be readable.
+        sealed = releases.put_right(layout, dry_run=dry_run, say=_say)
         if not dry_run:
             cutover.recover(layout, app, _say)
         after = state.load(layout).operation
     found = f"{before.phase} {before.release}" if before else None
     if as_json:
-        _print_json({"app": name, "changed": before != after, "operation": found})
+        changed = before != after or (bool(sealed) and not dry_run)
+        _print_json({"app": name, "changed": changed, "operation": found, "permissions": sealed})
     else:
-        click.echo(f"{name}: {found} was under way" if found else f"{name}: nothing to repair")
+        lines = [f"{name}: {each} had other permissions than it was staged with" for each in sealed]
+        lines += [f"{name}: {found} was under way"] if found else []
+        click.echo("\n".join(lines) or f"{name}: nothing to repair")
 
 
 @forgectl.command()
@@ -450,22 +469,172 @@ def status(name: str | None, as_json: bool) -> None:
         click.echo("\n".join([*map(statuses.text, found), *halves]) or "no app is described in /etc/forge/apps")
 
 
-@forgectl.command()
-@name_argument
-@click.option("-n", "--lines", default=50, show_default=True, help="How many lines.")
-@click.option("-f", "--follow", is_flag=True, help="Go on as new lines come.")
-@click.option("--command", metavar="COMMAND", help="Of one of its commands alone.")
+@forgectl.command(epilog=DOCTOR_EPILOG)
+@click.option("--app", "name", metavar="NAME", help="Of the apps, look at this one alone.")
 @harmless_option
 @json_option
-def logs(name: str, lines: int, follow: bool, command: str | None, as_json: bool) -> None:
-    """Show the log of app NAME: both slots, migrations, commands. With --json, journald's own objects, one a line."""
+def doctor(name: str | None, as_json: bool) -> NoReturn:
+    """Say what is wrong with this host and its apps, with the evidence, what mends it and the page that tells more.
+
+    It changes nothing, asks nobody who is not needed, takes less than 3 seconds, and gets the CPU after whatever
+    serves. Anybody may call it, root sees everything. docs/doctor.md has the findings and what --json prints.
+    """
+    from forgectl.doctor import runner, table
+    from forgectl.doctor.sight import Sight
+    from forgectl.layout import names
+
+    if name is not None and name not in names():
+        raise click.UsageError(f"{name!r} is no app of this host; it has: {', '.join(names()) or 'none'}")
+    runner.step_back()
+    # It takes longer to import than anything else here.
+    from forgectl.doctor.checks import CHECKS
+
+    report = runner.examine(Sight(only=name), CHECKS)
+    if as_json:
+        _print_json(report.document())
+    else:
+        click.echo(table.text(report, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+    sys.stdout.flush()
+    # A check that hangs in the kernel has a thread that nothing else would end.
+    os._exit(report.exit_code)
+
+
+@forgectl.command()
+@click.option("--since", type=float, metavar="SECONDS", help="Unix time at which the run of site.yml began.")
+@click.option("--whole", is_flag=True, help="It was one of all of site.yml.")
+@click.option("--accept", is_flag=True, help="Take all that is here for what provisioning left; for people.")
+@dry_run_option
+@json_option
+def provisioned(since: float | None, whole: bool, accept: bool, dry_run: bool, as_json: bool) -> None:
+    """Write down what provisioning left on this host, for doctor to find what changes; site.yml calls this at its end.
+
+    No content is kept, only digests, modes and owners. What was changed or added by hand before a run stays a
+    difference, until it is put right or accepted.
+    """
+    if os.geteuid() != 0:
+        raise Refused("expected to be called by root; found another user; use sudo")
+    if since is None and not accept:
+        raise click.UsageError("say when the run began (--since), or that all that is here is right (--accept)")
+    from forgectl.doctor import manifest
+
+    changed = manifest.record(Path("/"), since=since or 0.0, whole=whole, accept=accept, dry_run=dry_run)
+    if as_json:
+        _print_json({"changed": changed, "manifest": manifest.MANIFEST})
+    else:
+        click.echo(f"{manifest.MANIFEST}: {'written' if changed else 'nothing to do'}")
+
+
+@forgectl.command()
+@click.argument("name", required=False)
+@click.option("--app", "only", metavar="NAME", help="Of what follows, this app's alone.")
+@click.option("--request", "request_id", metavar="ID", help="One request on its way: Nginx, app, PostgreSQL.")
+@click.option("--slowest", is_flag=True, help="The slowest requests.")
+@click.option("--errors", is_flag=True, help="Errors of Nginx, app and PostgreSQL, and alerts, by how often.")
+@click.option("--since", metavar="WHEN", help="15m, 2h, 1d, 03:00 or 2026-01-31T03:00; without it, the last hour.")
+@click.option("-n", "--lines", type=click.IntRange(min=1), help="How many lines (50), or of each list (10).")
+@click.option("-f", "--follow", is_flag=True, help="Go on as it comes; Ctrl-C ends it.")
+@click.option("--command", metavar="COMMAND", help="With NAME: of one of its commands alone.")
+@harmless_option
+@json_option
+def logs(
+    name: str | None,
+    only: str | None,
+    request_id: str | None,
+    slowest: bool,
+    errors: bool,
+    since: str | None,
+    lines: int | None,
+    follow: bool,
+    command: str | None,
+    as_json: bool,
+) -> None:
+    """Show what logs say: of an app, of a request, or of the last hour.
+
+    \b
+    forgectl logs NAME            the app's own log: both slots, migrations, commands; --json: journald's objects
+    forgectl logs --request ID    the request with that id, which each answer has as X-Request-ID
+    forgectl logs                 the slowest requests and the errors of the last hour, of all apps
+
+    --follow shows errors and requests of a second or more as they come, or what comes of one request id. It prints one
+    object a line with --json, as the others print one.
+    """
+    viewed = bool(request_id or slowest or errors or not name)
+    if (name and only and name != only) or (command and (viewed or not name)):
+        raise click.UsageError("one app: NAME or --app; --command goes with NAME and no list")
+    from datetime import UTC, datetime
+
+    from forgectl.logs import window
+
+    try:
+        began = window.since(since, datetime.now(UTC).astimezone()) if since else None
+    except ValueError as error:
+        raise click.UsageError(f"--since: {error}") from None
+    if name and not viewed:
+        _own_log(name, command, began, lines, follow, as_json)
+    from forgectl.logs import command as views
+
+    chosen = _apps(name or only)
+    # What serves goes before it.
+    os.nice(10)
+    try:
+        if follow:
+            views.follow(chosen, request_id, slowest, errors, as_json)
+        elif request_id:
+            views.request(chosen, request_id, began, as_json)
+        else:
+            views.last_hour(chosen, began, lines, slowest, errors, as_json)
+    except KeyboardInterrupt:
+        # Of what would go on for ever it is the end; a list is cut off.
+        sys.exit(DONE if follow else INTERRUPTED)
+    except BrokenPipeError:
+        # As with `head`: there is nobody to tell, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _own_log(
+    name: str, command: str | None, since: float | None, lines: int | None, follow: bool, as_json: bool
+) -> None:
+    """Become journalctl, with the log of an app."""
     layout, _ = _app(name)
     patterns = [f"{name}@*.service", f"{name}-migrate@*.service", f"{name}.*.service"]
     if command:
         patterns = [layout.command_unit(command, "*"), layout.scheduled_units(command)[0]]
-    units = [f"--unit={pattern}" for pattern in patterns]
-    call = ["journalctl", *units, f"--lines={lines}", f"--output={'json' if as_json else 'cat'}"]
+    call = ["journalctl", *(f"--unit={pattern}" for pattern in patterns), f"--output={'json' if as_json else 'cat'}"]
+    if since is not None:
+        call.append(f"--since=@{since:.6f}")
+    # A span of time is shown as a whole unless somebody counts.
+    if lines or since is None:
+        call.append(f"--lines={lines or 50}")
     os.execvp("journalctl", [*call, "--follow"] if follow else [*call, "--no-pager"])
+
+
+@forgectl.command()
+@click.argument("name", required=False)
+@harmless_option
+@json_option
+def day(name: str | None, as_json: bool) -> None:
+    """Show the last day in steps of five minutes: requests, latency, errors, memory, releases; of one app or all."""
+    chosen = _apps(name)
+    from forgectl.logs import command as views
+
+    os.nice(10)
+    views.day(chosen, as_json)
+
+
+def _apps(name: str | None) -> list[tuple[Any, Any]]:
+    """One app or all; one whose description is broken is told of, and no reason to show nothing of the others."""
+    if name:
+        return [_app(name)]
+    from forgectl.layout import names
+
+    found = []
+    _layout("any")
+    for each in names():
+        try:
+            found.append(_app(each))
+        except Refused as error:
+            _say(f"forgectl: {error}")
+    return found
 
 
 @forgectl.group()
@@ -719,6 +888,78 @@ def verifiers(name: str, dry_run: bool, as_json: bool) -> None:
         click.echo("\n".join(f"{role}: {result}" for role, result in roles.items()))
 
 
+@forgectl.group("alerts")
+def alerts_() -> None:
+    """Whether the alert lines of the journal reach somebody."""
+
+
+@alerts_.command("status")
+@harmless_option
+@json_option
+def alerts_status(as_json: bool) -> None:
+    """Show where alerts go, and whether they arrive there."""
+    _need_root()
+    from forgectl import alerts
+
+    found = alerts.status()
+    _print_json(found) if as_json else click.echo("\n".join(alerts.text(found)))
+
+
+@alerts_.command("test")
+@click.option("--wait", "patience", default=60.0, show_default=True, metavar="SECONDS", help="How long it may take.")
+@json_option
+def alerts_test(patience: float, as_json: bool) -> None:
+    """Send a test line the way of every alert, and say where it has arrived; ends with 1 where it has not."""
+    _need_root()
+    from forgectl import alerts
+
+    found = alerts.test(patience)
+    missing = [name for name, channel in found["channels"].items() if not channel["arrived"]]
+    if as_json:
+        _print_json(found)
+    else:
+        for name, channel in found["channels"].items():
+            why = f": {channel['failing']['error']}" if channel["failing"] else "; see journalctl -u forge-alerts"
+            said = f"delivered after {channel['seconds']} s" if channel["arrived"] else f"NOT DELIVERED{why}"
+            click.echo(f"{name}: {said}")
+    if missing:
+        sys.exit(UNEXPECTED)
+
+
+@forgectl.command("support-bundle")
+@click.option("-o", "--output", metavar="FILE", help="Where to; - for standard output. By default here, by its name.")
+@click.option("--since", default="-24h", show_default=True, metavar="TIME", help="How far logs go back: journalctl(1).")
+@json_option
+def support_bundle(output: str | None, since: str, as_json: bool) -> None:
+    """Write one file with what somebody else needs to help: state, logs, configuration; without secrets.
+
+    What is in it, and what was left out or scrubbed, is in its manifest. The file is for its owner alone.
+    """
+    _need_root()
+    from forgectl import support
+
+    to_stdout = output == "-"
+    if to_stdout and (as_json or sys.stdout.isatty()):
+        raise click.UsageError("--output - writes an archive: lead it into a file, without --json")
+    if output and not to_stdout and not Path(output).absolute().parent.is_dir():
+        raise click.UsageError(f"there is no folder {Path(output).absolute().parent}")
+    data, manifest = support.bundle(since=since)
+    if to_stdout:
+        sys.stdout.buffer.write(data)
+        return
+    path = Path(output or f"{manifest['name']}.tar.gz").absolute()
+    support.write(path, data)
+    if as_json:
+        _print_json({"file": str(path), "bytes": len(data), "manifest": manifest})
+    else:
+        left = [part["name"] for part in manifest["parts"] if "left_out" in part]
+        click.echo(f"{path}: {len(manifest['parts']) - len(left)} parts, {len(data) // 1024} KiB")
+        click.echo(f"taken out: {sum(manifest['scrubbed']['taken_out'].values())} secrets, by their value or shape")
+        if left:
+            click.echo(f"not to be had: {', '.join(left)}")
+        click.echo(manifest["note"])
+
+
 @contextmanager
 def _archive(name: str | None) -> Iterator[Path | None]:
     """The file of an archive; what comes through standard input is kept in memory."""
@@ -817,9 +1058,13 @@ def _app(name: str) -> tuple[Any, Any]:
     return layout, config.load(layout.description)
 
 
-def _layout(name: str) -> Any:
+def _need_root() -> None:
     if os.geteuid() != 0:
         raise Refused("expected to be called by root; found another user; use sudo")
+
+
+def _layout(name: str) -> Any:
+    _need_root()
     import re
 
     from forgectl.layout import Layout

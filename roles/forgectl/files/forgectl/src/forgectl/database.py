@@ -213,16 +213,29 @@ def migration_lock(url: str, password: str) -> Iterator["psycopg.Connection"]:
 
 
 @contextmanager
-def _administration() -> Iterator["psycopg.Connection"]:
-    """Connect as the administrator of the local server."""
+def _administration(name: str = "") -> Iterator["psycopg.Connection"]:
+    """Connect as the administrator of the local server, to its own database or to the one of that name."""
     import psycopg
 
+    conninfo = psycopg.conninfo.make_conninfo(ADMINISTRATION, **({"dbname": name} if name else {}))
     try:
-        connection = psycopg.connect(ADMINISTRATION, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS)
+        connection = psycopg.connect(conninfo, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS)
     except psycopg.Error as error:
         raise Refused(f"expected PostgreSQL on this host; found: {_words(error)}; start it") from None
     with connection:
         yield connection
+
+
+def revisions(name: str) -> list[str]:
+    """The Alembic revisions that a database of the local server is at.
+
+    Raises:
+        Refused: the server, or the database, does not answer.
+    """
+    from forgectl import schema
+
+    with _administration(name) as connection:
+        return schema.current(connection)
 
 
 def passwords(database: Database, app: Fetched, migrate: Fetched | None) -> dict[str, str]:

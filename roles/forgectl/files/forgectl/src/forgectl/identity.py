@@ -347,8 +347,10 @@ def same_source(one: App, another: App) -> bool:
     )
 
 
-def fetch(layout: Layout, app: App, identity: str, version: int = 0) -> Fetched:
+def fetch(layout: Layout, app: App, identity: str, version: int = 0, *, lease_user: bool = True) -> Fetched:
     """A version of the values of an identity (0: the newest), after a check of all that the app refers to.
+
+    Without `lease_user` nobody tries whether Vault gives it a database user, where it leases one.
 
     Raises:
         SecretsError: one of them is not usable, or Vault is not.
@@ -363,7 +365,7 @@ def fetch(layout: Layout, app: App, identity: str, version: int = 0) -> Fetched:
 
         credentials = _credentials(layout, identity)
         found = vault.fetch(app.secrets, *credentials, _path(layout, app, identity), variables, version)
-        if identity == "app" and app.leases:
+        if identity == "app" and app.leases and lease_user:
             from forgectl import lease
 
             lease.check(app, *credentials)

@@ -66,6 +66,21 @@ def run(
             raise
 
 
+def lacking(layout: Layout, app: App, record: Record) -> list[Revision]:
+    """What of a release's migrations the database of this host lacks, as after a restore of an older one.
+
+    Of one elsewhere, which only the migration's role may ask, nobody knows; nor of one that does not answer.
+    """
+    if app.database is None or app.database.placement != "local" or not app.uses_alembic:
+        return []
+    try:
+        at = database.revisions(app.database.name)
+        # A database that is ahead has what a newer release brought, before somebody went back.
+        return schema.pending(schema.revisions(layout.releases / record.id / "source"), at)
+    except Refused:
+        return []
+
+
 def incompatible(revisions: Sequence[Revision]) -> list[Revision]:
     """Those that the running release is not known to live with."""
     return [each for each in revisions if not each.backward_compatible]

@@ -30,7 +30,8 @@ from forgectl import (
 from forgectl.config import App
 from forgectl.cutover import Cutover, Say
 from forgectl.errors import CandidateFailed, Refused, SecretsError
-from forgectl.layout import Layout
+from forgectl.layout import SLOTS, Layout
+from forgectl.logs import memory
 from forgectl.report import Candidate
 from forgectl.staging import Record
 from forgectl.state import Action, State, hours_since
@@ -97,11 +98,14 @@ def release(
     known = staging.records(layout)
     live = _live(known, present)
     staged, donor = _on_disk(known, digest, source_digest)
-    if staged and live and staged.id == live.id and _serves(layout, present) and not present.removed:
+    is_live = staged and live and staged.id == live.id and _serves(layout, present) and not present.removed
+    lacking = migration.lacking(layout, app, staged) if is_live and staged else []
+    if is_live and not lacking:
         return unchanged(app, "release", present)
     result = _begun(layout, app, present, "release", staged, live)
     if dry_run:
         plan = _release_plan(layout, app, present, live, staged, donor, archive, breaking)
+        plan = [f"migrate, since the database lacks it: {each.file}" for each in lacking] + plan
         if present.removed:
             plan.append(f"give {app.domain} back to Nginx: {present.removed.by} removed it at {present.removed.since}")
         return msgspec.structs.replace(result, upload_needed=donor is None, plan=plan)
@@ -190,6 +194,10 @@ def rollback(layout: Layout, app: App, *, to: str | None, breaking: bool, dry_ru
 def recycle(layout: Layout, app: App, *, if_due: bool, dry_run: bool, say: Say) -> Result:
     """Move the live release to a fresh slot, against slow leaks; with `if_due` only when memory or age ask for it."""
     present = state.load(layout) if dry_run else cutover.recover(layout, app, say)
+    if if_due and present.live and not (dry_run or present.removed or present.maintenance):
+        # The timer looks every few minutes: that is the series of `forgectl day`.
+        service = layout.service(present.live.slot)
+        say(memory.line(present.live.slot, systemd.memory(service), systemd.memory_limit(service)))
     due = _due(layout, app, present)
     if if_due and (not due or present.operation or present.removed):
         return unchanged(app, "recycle", present)
@@ -294,6 +302,22 @@ def stage(
     return msgspec.structs.replace(
         result, release=staged.id, previous=present.live.release if present.live else None, phases=phases.seconds
     )
+
+
+def put_right(layout: Layout, *, dry_run: bool, say: Say) -> list[str]:
+    """Give the releases in the slots the owner and modes that they were staged with; returns those that lacked them."""
+    found = []
+    for record in staging.records(layout):
+        if record.id in map(layout.slot_release, SLOTS):
+            try:
+                its_app = config.load(layout.settings(record.id))
+            except Refused as error:
+                # What is under way is recovered all the same.
+                say(f"the permissions of {record.id} stay as they are: {error}")
+                continue
+            if staging.put_right(layout, its_app, record, _group(its_app), dry_run=dry_run):
+                found.append(record.id)
+    return found
 
 
 def prune(layout: Layout, app: App, *, dry_run: bool, say: Say) -> list[str]:

@@ -1,7 +1,6 @@
 """What a release would change, or did, and what clients asked meanwhile; for people."""
 
 import filecmp
-import os
 import re
 import tomllib
 from collections import Counter
@@ -14,12 +13,11 @@ import msgspec
 
 from forgectl import staging
 from forgectl.layout import Layout, walk
+from forgectl.logs import access
 from forgectl.staging import INPUTS, Record
 from forgectl.venv import RESERVED
 
 SHOWN = 8
-# The end of Nginx's log that is searched: a minute at more than 3000 requests/s.
-LOG_BYTES = 64 * 1024 * 1024
 # Of settings, the names are shown and not the values: what is secret to somebody is hard to know.
 WITHOUT_VALUES = ("settings.", "migration.settings.", "secrets.", "migration.variables.")
 
@@ -38,13 +36,6 @@ class Candidate(msgspec.Struct, frozen=True):
         return Candidate(folder / "source", folder / "settings.toml", folder)
 
 
-class _Line(msgspec.Struct):
-    """What is read of a line of Nginx's log."""
-
-    timestamp: str
-    release: str = ""
-
-
 def differences(old: Candidate, new: Candidate) -> list[str]:
     """What changes from one release to another: files, dependencies, settings, configuration of server and unit."""
     lines = _changes("source", staging.origin(old.source), staging.origin(new.source))
@@ -59,16 +50,7 @@ def differences(old: Candidate, new: Candidate) -> list[str]:
 
 def served(log: Path, since: datetime) -> dict[str, int]:
     """How many requests each release answered since a time, by Nginx's log; "-" is Nginx itself."""
-    counted: Counter[str] = Counter()
-    for path in (log.with_name(log.name + ".1"), log):
-        for raw in _tail(path):
-            try:
-                line = msgspec.json.decode(raw, type=_Line)
-                if datetime.fromisoformat(line.timestamp) >= since.replace(microsecond=0):
-                    counted[line.release or "-"] += 1
-            except (msgspec.DecodeError, ValueError):
-                continue
-    return dict(counted)
+    return dict(Counter(line.release or "-" for line in access.lines(log, since.replace(microsecond=0).timestamp())))
 
 
 def requests_line(requests: Mapping[str, int]) -> str:
@@ -137,12 +119,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         return b""
-
-
-def _tail(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_BYTES))
-            yield from file
-    except FileNotFoundError:
-        return

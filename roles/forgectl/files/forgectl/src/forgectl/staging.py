@@ -169,6 +169,26 @@ def check_intact(layout: Layout, record: Record) -> None:
         )
 
 
+def put_right(layout: Layout, app: App, record: Record, group: int, *, dry_run: bool) -> bool:
+    """Give a release and its environment the owner and modes that they were staged with; tell whether they lack them.
+
+    What is a program is told by its owner's bit: where that is gone as well, the release has to be staged anew.
+    """
+    wrong = [
+        folder
+        for folder in (layout.releases / record.id, layout.venvs / record.venv)
+        # Root alone asks whether an environment is complete.
+        if folder.exists()
+        and any(not venv.is_sealed(path, group) for path in walk(folder) if path.name != venv.COMPLETE)
+    ]
+    if not dry_run:
+        for folder in wrong:
+            venv.seal(folder, group)
+        for each in app.static if wrong else ():
+            publish(layout.releases / record.id, layout.releases / record.id / "source" / each)
+    return bool(wrong)
+
+
 def _tree(folder: Path) -> str:
     """The digest of names, contents and links below a folder, without the record that holds it."""
     whole = hashlib.sha256()

@@ -15,6 +15,8 @@ from forgectl.layout import Layout, fsync, fsync_tree, made_whole, walk
 BUILD_USER = "forge-build"
 # Inside a release's source, what the control machine made for it, and in there what of the lock is in no index.
 RESERVED, PACKAGES = ".forge", "packages"
+# The file that says that an environment is whole.
+COMPLETE = ".complete"
 
 
 def name(lock: bytes) -> str:
@@ -27,7 +29,7 @@ def name(lock: bytes) -> str:
 
 
 def is_complete(layout: Layout, venv: str) -> bool:
-    return (layout.venvs / venv / ".complete").exists()
+    return (layout.venvs / venv / COMPLETE).exists()
 
 
 def build(layout: Layout, lock: Path, group: int) -> str:
@@ -89,7 +91,7 @@ def build(layout: Layout, lock: Path, group: int) -> str:
         shutil.rmtree(folder / RESERVED, ignore_errors=True)
         seal(folder, group)
         fsync_tree(folder)
-        (folder / ".complete").touch(mode=0o444)
+        (folder / COMPLETE).touch(mode=0o444)
         fsync(folder)
     return venv
 
@@ -110,7 +112,16 @@ def seal(folder: Path, group: int) -> None:
             path.chmod(0o550 if executable else 0o440)
 
 
+def is_sealed(path: Path, group: int) -> bool:
+    """Tell whether a file or folder is as `seal` leaves it, or lets everybody read it besides."""
+    status = path.lstat()
+    if (status.st_uid, status.st_gid) != (os.geteuid(), group):
+        return False
+    needed = 0o550 if stat.S_ISDIR(status.st_mode) else 0o440
+    return stat.S_ISLNK(status.st_mode) or (status.st_mode & needed == needed and not status.st_mode & 0o222)
+
+
 def remove(folder: Path) -> None:
     """Remove an environment; one that was removed in part no longer counts as complete."""
-    (folder / ".complete").unlink(missing_ok=True)
+    (folder / COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(folder)

@@ -1,0 +1,1 @@
+"""forgectl doctor: what is wrong with this host and its apps, from many small looks side by side, in seconds."""

@@ -1,0 +1,34 @@
+"""What apps run beside their servers."""
+
+from collections.abc import Iterator
+
+from forgectl import lock
+from forgectl.doctor.findings import Finding
+from forgectl.doctor.sight import Sight
+
+
+def commands(sight: Sight) -> Iterator[Finding]:
+    """F208: a command that does not go on, whose last run failed, or whose timer is off."""
+    for app in sight.serving:
+        if app.running is None or (app.state and app.state.maintenance):
+            continue
+        for name, command in app.running.commands.items():
+            service, timer = app.layout.scheduled_units(name)
+            if not command.schedule:
+                service = app.layout.command_unit(name, app.live.slot)
+            unit = sight.unit(service)
+            problem = ""
+            if command.schedule:
+                if unit["ActiveState"] == "failed" or unit["Result"] not in ("success", ""):
+                    problem = f"its last run failed ({unit['Result']}, exit status {unit['ExecMainStatus']})"
+                elif sight.unit(timer)["ActiveState"] != "active":
+                    problem = f"its timer is {sight.unit(timer)['ActiveState']}"
+            # After a boot or a cutover it is asked for, and waits for its turn.
+            elif unit["ActiveState"] not in ("active", "reloading", "deactivating") and unit["Job"] in ("", "0"):
+                restarts = f", restarted {unit['NRestarts']} times"
+                problem = f"it does not run ({unit['ActiveState']}, {unit['Result']}{restarts})"
+            # Whoever has the lock may be handing them over to another slot.
+            if problem and not lock.holder(app.layout):
+                again = f"sudo systemctl start {timer if 'timer' in problem else service}"
+                evidence = [f"{service}: {unit['ActiveState']} ({unit['Result']})", *sight.last_words(service)]
+                yield Finding("F208", app.name, f"command {name}: {problem}", evidence, again)
