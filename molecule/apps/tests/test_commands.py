@@ -175,14 +175,17 @@ def test_a_command_that_can_t_run_is_refused(host: Host, source: Path, old: str,
 
 @pytest.mark.exhaustive
 def test_a_command_that_is_gone_leaves_nothing(host: Host, source: Path) -> None:
-    """Neither a unit nor a timer, once the release without it is live; a rollback brings it back."""
+    """It is never due again; its unit goes with the first hand-over after its last run; a rollback brings it back."""
     before = settled(host, NAME)["live"]["release"]
     with described(host, "^.commands.tick.$", "[commands.tock]"):
         answer(forgectl(host, "release", NAME, "--archive", archive(source), "--json"))
     settled(host, NAME)
+    assert show(host, "plain.tick.timer", "LoadState") == "not-found"
+    until(lambda: show(host, "plain.tick.service", "ActiveState") == "inactive", 20, every=0.5)
+    answer(forgectl(host, "recycle", NAME, "--json"))
+    settled(host, NAME)
     units = host.check_output("ls /etc/systemd/system").split()
     assert {unit for unit in units if unit.startswith("plain.t")} == {"plain.tock.service", "plain.tock.timer"}
-    assert show(host, "plain.tick.timer", "ActiveState") == "inactive"
     answer(forgectl(host, "rollback", NAME, "--json"))
     assert settled(host, NAME)["live"]["release"] == before
     until(lambda: ticks_from(host, before), 20, every=0.5)
