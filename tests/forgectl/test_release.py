@@ -134,7 +134,7 @@ def test_a_rollback_crosses_only_what_is_known_to_be_safe(
         migration.check_rollback(layout, live, target, breaking=True)
 
 
-def test_a_rollback_goes_to_the_newest_older_release_that_was_live(layout: Layout) -> None:
+def test_a_rollback_goes_to_what_was_live_before(layout: Layout) -> None:
     records = [staged(layout, number) for number in range(5)]
     present = State(live=Slotted(records[3].id, "blue", "now"))
     outcomes: dict[int, state.Outcome] = {0: "live", 1: "live", 2: "failed", 3: "live", 4: "rolled back"}
@@ -149,6 +149,32 @@ def test_a_rollback_goes_to_the_newest_older_release_that_was_live(layout: Layou
     app = config.load(layout.description)
     with pytest.raises(Refused, match="name one with --to"):
         release.rollback(layout, app, to=None, breaking=False, dry_run=True, say=print)
+
+
+def test_a_rollback_goes_to_a_source_that_was_released_again(layout: Layout) -> None:
+    """Whoever released the older source anew wanted to get rid of the one between."""
+    records = [staged(layout, number) for number in range(3)]
+    present = State(live=Slotted(records[2].id, "blue", "now"))
+    for number in (0, 1, 0, 2):
+        present.record(Entry(records[number].id, "now", "me", "live", {}))
+    assert cutover.rollback_target(layout, present) == records[0]
+    present.record(Entry(records[0].id, "now", "me", "live", {}, action="rollback"))
+    present.live = Slotted(records[0].id, "green", "now")
+    assert cutover.rollback_target(layout, present) == records[1], "it came before what was released again"
+
+
+def test_a_rollback_goes_no_further_forward(layout: Layout) -> None:
+    """Also where the history no longer says when an operator's own choice was live for the first time."""
+    records = [staged(layout, number) for number in range(4)]
+    present = State(live=Slotted(records[1].id, "blue", "now"))
+    for number in (2, 3):
+        present.record(Entry(records[number].id, "now", "me", "live", {}))
+    present.record(Entry(records[1].id, "now", "me", "live", {}, action="rollback"))
+    assert cutover.rollback_target(layout, present) is None
+    # And forward again: from there, back to where that came from.
+    present.record(Entry(records[3].id, "now", "me", "live", {}, action="rollback"))
+    present.live = Slotted(records[3].id, "green", "now")
+    assert cutover.rollback_target(layout, present) == records[1]
 
 
 @pytest.mark.parametrize(

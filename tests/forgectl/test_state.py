@@ -57,6 +57,6 @@ def test_recyclings_push_no_release_out_of_the_history() -> None:
         present.record(Entry(f"R{number}", "now", "me", "live", {}))
     for number in range(KEPT_HISTORY + 10):
         present.record(Entry("R1", str(number), "me", "live", {}, action="recycle"))
-    assert present.proven() == {"R0", "R1"}
+    assert present.lineage() == ["R0", "R1"]
     assert len(present.history) == KEPT_HISTORY + 2
     assert present.history[-1].at == str(KEPT_HISTORY + 9)

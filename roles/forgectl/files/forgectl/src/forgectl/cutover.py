@@ -499,12 +499,13 @@ def needed(layout: Layout, present: State) -> set[str]:
 
 
 def rollback_target(layout: Layout, present: State) -> staging.Record | None:
-    """The newest release older than the live one that passed its watch and that nobody has gone back from."""
+    """What was live before the live release, passed its watch and is still there."""
     if present.live is None:
         return None
-    proven = present.proven()
-    older = [record for record in staging.records(layout) if record.id < present.live.release and record.id in proven]
-    return older[-1] if older else None
+    lineage, live = present.lineage(), present.live.release
+    before = lineage[: lineage.index(live)] if live in lineage else lineage
+    known = {record.id: record for record in staging.records(layout)}
+    return next((known[release] for release in reversed(before) if release in known), None)
 
 
 def recover(layout: Layout, app: App, say: Say) -> State:

@@ -501,7 +501,7 @@ def _target(layout: Layout, known: list[Record], present: State, to: str | None)
     if target := cutover.rollback_target(layout, present):
         return target
     raise Refused(
-        f"expected a release older than the live one that was live before; found none among {names}; name one with "
+        f"expected a release that was live before and passed its watch; found none among {names}; name one with "
         "--to, or release another source"
     )
 

@@ -177,14 +177,22 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
                 break
         return found
 
-    def proven(self) -> set[str]:
-        """The releases that passed their watch, but for those that an operator has gone back from since."""
-        found: set[str] = set()
+    def lineage(self) -> list[str]:
+        """The releases that passed their watch, in the order in which they went live; each once, where it did so last.
+
+        Those that an operator has gone back from are not among them.
+        """
+        found: list[str] = []
         for entry in self.history:
-            if entry.outcome == "live":
-                if entry.action == "rollback":
-                    found = {release for release in found if release < entry.release}
-                found.add(entry.release)
+            if entry.outcome != "live":
+                continue
+            if entry.action != "rollback":
+                found = [release for release in found if release != entry.release]
+            elif entry.release in found:
+                found = found[: found.index(entry.release)]
+            else:
+                found = [release for release in found if release < entry.release]
+            found.append(entry.release)
         return found
 
 
