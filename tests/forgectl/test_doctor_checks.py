@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,6 +133,24 @@ def change(layout: Layout) -> Callable[..., None]:
         state.save(layout, msgspec.structs.replace(state.load(layout), **changes))
 
     return changed
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No name server answers, which libc finds out after ten seconds; and checks have little time."""
+    over, resolve = threading.Event(), socket.getaddrinfo
+
+    def silent(host: Any, *arguments: Any, **options: Any) -> Any:
+        if str(host).endswith(".example.com"):
+            over.wait(10)
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return resolve(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    monkeypatch.setattr(databases, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(secrets, "HEALTH_SECONDS", 0.2)
+    yield
+    over.set()
 
 
 def codes(look: Look, sight: Sight) -> list[str]:
@@ -508,6 +526,13 @@ class TestSecrets:
         (found,) = signed_in("x", server=gone)
         assert (found.code, "is unreachable" in found.title) == ("F401", True)
 
+    @pytest.mark.usefixtures("deaf")
+    def test_name_that_nobody_resolves(self, signed_in: Callable[..., list[Finding]], bao: Bao) -> None:
+        """Without DNS that is what is said, in time, and not that the check took too long."""
+        gone = SimpleNamespace(address="https://vault.example.com", ca_file=bao.ca_file, role_id="", secret_id=str)
+        (found,) = signed_in("x", server=gone)
+        assert (found.code, "vault.example.com was not resolved within 0.2 s" in found.title) == ("F401", True)
+
     def test_rejected(self, signed_in: Callable[..., list[Finding]]) -> None:
         (found,) = signed_in("00000000-0000-0000-0000-000000000000")
         assert (found.code, found.subject) == ("F402", "inbox")
@@ -647,6 +672,16 @@ class TestDatabases:
             assert codes(databases.databases, described("external", "inbox", url)) == []
         found = only(databases.databases, described("external", "inbox", url))
         assert (found.code, "Connection refused" in found.title) == ("F501", True)
+
+    @pytest.mark.usefixtures("deaf")
+    def test_elsewhere_without_names(self, described: Callable[..., Canned]) -> None:
+        """Without DNS that is what is said, in time, and not that the check took too long."""
+        found = only(databases.databases, described("external", "inbox", "postgresql://db.example.com/inbox"))
+        assert (found.code, "db.example.com was not resolved within 0.2 s" in found.title) == ("F501", True)
+
+    def test_elsewhere_under_a_name_that_is_none(self, described: Callable[..., Canned]) -> None:
+        found = only(databases.databases, described("external", "inbox", f"postgresql://{'a' * 64}.example.com/inbox"))
+        assert (found.code, "is no name of a host" in found.title) == ("F501", True)
 
 
 class TestCertificates:
@@ -925,6 +960,8 @@ class TestNetwork:
             silent.bind(("127.0.0.1", 0))
             monkeypatch.setattr(network, "DNS_PORT", silent.getsockname()[1])
             assert "timed out" in only(network.names, sight).evidence[1]
+        write(sight, "/etc/resolv.conf", "nameserver dns.example.com\n")
+        assert only(network.names, sight).evidence[1] == "dns.example.com: Name or service not known"
 
     def test_clock(self, sight: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
         keepers = {name: {"ActiveState": "inactive"} for name in CLOCKS}
