@@ -21,7 +21,7 @@ import msgspec
 import psycopg
 import pytest
 from conftest import Bao, describe, staged
-from forgectl import identity, lock, slots, state, systemd
+from forgectl import alerts, identity, lock, slots, state, systemd
 from forgectl.doctor import manifest
 from forgectl.doctor.checks import (
     certificates,
@@ -1079,6 +1079,32 @@ class TestUnits:
         assert (found.code, found.title) == ("F804", "no alert gets through by webhook, after 5 attempts: HTTP 500")
         sight.said["systemctl"] = "forge-alerts.service loaded failed failed x"
         assert only(units.units, sight).code == "F804"
+
+    def test_alerts_are_read_from_files_alone(
+        self, sight: Canned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The unit that writes them is not root, and what it may not read it gets nobody to quote."""
+        secret = tmp_path / "secret.json"
+        secret.write_text(json.dumps({"failing": {"attempts": 5, "error": "the secret"}}))
+        folder = sight.at("/var/lib/forge-alerts")
+        folder.mkdir(parents=True)
+        (folder / "webhook.json").symlink_to(secret)
+        os.mkfifo(folder / "mail.json")
+        monkeypatch.setattr(alerts, "STATE_BYTES", 1000)
+        (folder / "command.json").write_text(json.dumps({"failing": {"attempts": 5, "error": "x" * 1000}}))
+        found = list(units.alerts(sight))
+        assert [each.title.partition(" can't be read: ")[::2] for each in found] == [
+            ("what became of alerts by command", "File too large"),
+            ("what became of alerts by webhook", "no regular file"),
+            ("what became of alerts by mail", "no regular file"),
+        ]
+        assert "the secret" not in str([each.document() for each in found])
+
+    def test_alerts_in_a_state_that_is_none(self, sight: Canned) -> None:
+        """Such as one that is nested deeper than anybody can read."""
+        write(sight, "/var/lib/forge-alerts/webhook.json", "[" * 100_000)
+        write(sight, "/var/lib/forge-alerts/mail.json", '"failing"')
+        assert codes(units.alerts, sight) == []
 
     @pytest.mark.parametrize(
         ("config", "unit", "expected"),
