@@ -684,6 +684,9 @@ class TestDatabases:
         assert (found.code, "is no name of a host" in found.title) == ("F501", True)
 
 
+SERVED = certificates._served
+
+
 class TestCertificates:
     """F101 to F104."""
 
@@ -741,6 +744,20 @@ class TestCertificates:
         assert codes(certificates.renewal, sight) == []
         monkeypatch.setattr(certificates, "_served", lambda _: b"another")
         assert "does not serve the newest" in only(certificates.renewal, sight).title
+
+    @pytest.mark.parametrize("domain", ["a..example.com", "ü" * 64 + ".example.com", ".example.com", "", "a\0b"])
+    def test_domain_that_is_none(
+        self, given: Callable[..., Canned], domain: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of one that somebody wrote by hand that is said, and the other apps are looked at all the same."""
+        sight = given(-1)
+        text = f'source = "own_ca"\n[apps]\ninbox = [{json.dumps(domain)}]\n'
+        write(sight, "/etc/forge/certificates.toml", text)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            monkeypatch.setattr(certificates, "_served", lambda name: SERVED(name, server.getsockname()[1]))
+            found = only(certificates.certificates, sight)
+            assert (found.code, found.subject, "is no name that a client" in found.title) == ("F005", "inbox", True)
+            assert codes(certificates.renewal, sight) == []
 
     def test_nobody_answers(self, given: Callable[..., Canned], monkeypatch: pytest.MonkeyPatch) -> None:
         """What is on the disk is what clients would get."""
