@@ -811,12 +811,51 @@ class TestEdge:
         if found:
             assert found[0].title.startswith(f"{bad} of {good + bad} answers of the last hour were 5xx")
 
-    def log(self, path: Path, statuses: Sequence[int], ago: float) -> None:
-        """So many requests, each a second after the one before; the last of them so many seconds ago."""
-        began = time.time() - ago - len(statuses)
-        times = [datetime.fromtimestamp(began + n, UTC).isoformat(timespec="seconds") for n in range(len(statuses))]
+    @pytest.mark.parametrize(
+        ("statuses", "apart", "ago", "expected"),
+        [
+            # An outage of two minutes; then somebody asks twice a minute, and all is well.
+            ([502] * 20 + [200] * 20, 30.0, 0, "note"),
+            # While it lasts, and as long as nobody can tell.
+            ([502] * 20, 30.0, 0, "critical"),
+            ([502] * 20 + [200] * 2, 30.0, 0, "critical"),
+            # It is over, or nobody knows.
+            ([502] * 20, 1.0, 400, "note"),
+            # One of a thousand is no outage, and one of fifty may be.
+            ([502] * 100 + [200] * 3999 + [502], 0.05, 0, "note"),
+            ([502] * 100 + [200] * 49 + [502], 0.2, 0, "critical"),
+        ],
+    )
+    def test_errors_say_what_clients_get_now(
+        self, sight: Canned, layout: Layout, statuses: list[int], apart: float, ago: float, expected: str
+    ) -> None:
+        self.log(layout.access_log, statuses, ago, apart)
+        assert only(edge.errors, sight).severity == expected
+
+    def test_errors_that_nobody_can_tell(self, sight: Canned, layout: Layout) -> None:
+        self.log(layout.access_log, [502] * 20, 400)
+        assert only(edge.errors, sight).evidence[1] == "nobody asked in the last 5 min"
+
+    def test_maintenance_is_no_error(self, sight: Canned, layout: Layout) -> None:
+        """What Nginx answers 503 by itself is the page; what the app does is none."""
+        page = [(503, {"upstream_status": "", "release": ""})] * 100
+        self.log(layout.access_log, [200] * 20 + page, 0)
+        assert codes(edge.errors, sight) == []
+        self.log(layout.access_log, [503] * 20 + page, 0, upstream_status="503", release="r1")
+        found = only(edge.errors, sight)
+        assert found.title.startswith("20 of 20 answers of the last hour were 5xx (100.0%)")
+        assert found.evidence[2] == "100 more met the maintenance page"
+
+    def log(
+        self, path: Path, answers: Sequence[int | tuple[int, dict[str, str]]], ago: float, apart: float = 1.0, **of: str
+    ) -> None:
+        """So many requests, each so many seconds after the one before; the last of them so many seconds ago."""
+        began = time.time() - ago - apart * len(answers)
+        fields = [({**of}, answer) if isinstance(answer, int) else (answer[1], answer[0]) for answer in answers]
+        statuses = [{"status": status, **more} for more, status in fields]
+        times = [datetime.fromtimestamp(began + apart * n, UTC).isoformat() for n in range(len(statuses))]
         lines = [
-            json.dumps({"timestamp": at, "status": status, "path": f"/v1/events/{n}", "user_agent": "x" * 100})
+            json.dumps({"timestamp": at, **status, "path": f"/v1/events/{n}", "user_agent": "x" * 100})
             for n, (at, status) in enumerate(zip(times, statuses, strict=True))
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
