@@ -838,7 +838,7 @@ class TestEdge:
 
     def test_maintenance_is_no_error(self, sight: Canned, layout: Layout) -> None:
         """What Nginx answers 503 by itself is the page; what the app does is none."""
-        page = [(503, {"upstream_status": "", "release": ""})] * 100
+        page: list[Any] = [(503, {"upstream_status": "", "release": ""})] * 100
         self.log(layout.access_log, [200] * 20 + page, 0)
         assert codes(edge.errors, sight) == []
         self.log(layout.access_log, [503] * 20 + page, 0, upstream_status="503", release="r1")
