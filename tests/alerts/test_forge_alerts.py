@@ -40,12 +40,14 @@ from forge_alerts import (
 )
 
 PATIENCE = 20.0
+ROTATE = "forge-rotate@inbox.service"
 # Put together here, so that no file of the repository holds anything of the shape of a secret.
 HOOK = "/services/" + "T0" * 6
 
-# journalctl, as far as it is asked here: entries of a file from a cursor on, then those that come.
+# journalctl, as far as it is asked here: entries of a file from a cursor on, then those that come. As its manual has
+# it, without --all no field of more than 4096 bytes is printed.
 JOURNALCTL = """
-import json, os, sys, time
+import json, os, re, sys, time
 path, options = sys.argv[1], sys.argv[2:]
 cursor = next((each.partition("=")[2] for each in options if each.startswith("--cursor=")), None)
 follow = "--follow" in options
@@ -58,11 +60,19 @@ open(path + ".pid", "w").write(str(os.getpid()))
 known = [json.loads(line)["__CURSOR"] for line in lines]
 # Where it is gone, what came after it comes.
 begin = known.index(cursor) if cursor in known else 0 if cursor else len(lines)
+pattern = next((each.partition("=")[2] for each in options if each.startswith("--grep=")), "")
+def show(line):
+    entry = json.loads(line)
+    if not re.search(pattern, str(entry["MESSAGE"])):
+        return
+    if len(str(entry["MESSAGE"])) > 4096 and "--all" not in options:
+        entry["MESSAGE"] = None
+    print(json.dumps(entry), flush=True)
 for line in lines[begin:]:
-    print(line, end="", flush=True)
+    show(line)
 while True:
     line = file.readline()
-    print(line, end="", flush=True) if line else time.sleep(0.01)
+    show(line) if line else time.sleep(0.01)
 """
 
 
@@ -393,7 +403,7 @@ def test_a_journal_that_can_not_be_read_is_seen(fake: Fake) -> None:
         (entry(1, "ALERT inbox: " + "x" * 5000), ("inbox", "x" * 1000)),
         (entry(1, "an ALERT inbox: x"), None),
         (entry(1, "ALERT inbox"), None),
-        (entry(1, None), None),
+        (entry(1, None), ("host", f"an alert of more than 4 KiB by {ROTATE}: see the journal")),
         ({"MESSAGE": "ALERT inbox: x"}, None),
         ([], None),
     ],
@@ -431,6 +441,43 @@ sys.stdin.read()
     assert found is not None
     assert found.text == "it is down"
     assert peak < 8 * 1024 * 1024
+
+
+def test_what_is_left_of_a_line_that_is_too_long_is_none() -> None:
+    """Wherever a block ends: what an app wrote does not become an entry that journald never had."""
+    forged, real = json.dumps(entry(1, "ALERT host: forged")), json.dumps(entry(2, "ALERT host: real"))
+    program = f"""
+import sys, time
+sys.stdout.write("x" * {forge_alerts.ENTRY_BYTES + 1})
+sys.stdout.flush()
+time.sleep(0.3)
+sys.stdout.write({forged!r})
+sys.stdout.flush()
+time.sleep(0.3)
+print()
+print({real!r}, flush=True)
+sys.stdin.read()
+"""
+    with Journal("", Stop(), [sys.executable, "-c", program]) as journal:
+        found = journal.read(PATIENCE)
+    assert found is not None
+    assert found.text == "real"
+
+
+def test_giant_entries_are_passed_and_told(fake: Fake) -> None:
+    """Of an alert that is too long it is told whose it is; no other is lost, and a restart does not read it again."""
+    with Running(fake):
+        fake.write("ALERT inbox: one")
+        until(lambda: fake.messages)
+        fake.write("x" * 10**7, "ALERT inbox: " + "x" * 10**7, unit="inbox@blue.service", uid="997")
+        fake.write("ALERT inbox: two")
+        until(lambda: "two" in fake.texts())
+    long = "an alert of more than 4 KiB by inbox@blue.service: see the journal [said by inbox@blue.service]"
+    assert fake.texts() == ["one", long, "two"]
+    with Running(fake):
+        fake.write("ALERT inbox: three")
+        until(lambda: "three" in fake.texts())
+    assert fake.texts() == ["one", long, "two", "three"]
 
 
 def test_waiting_ends_at_once(fake: Fake) -> None:
@@ -567,6 +614,26 @@ def test_command_that_fails(command: list[str], why: str, monkeypatch: pytest.Mo
 
 def test_command_that_reads_nothing_of_a_long_text() -> None:
     by_command(["/bin/true"])(message("x" * 1000))
+
+
+def test_command_that_says_too_much() -> None:
+    """The end of it is kept, and no more."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(Undelivered, match=r"^/bin/sh ended with 3 no pager$"):
+            by_command(["/bin/sh", "-c", "head -c 67108864 /dev/zero >&2; echo >&2; echo no pager >&2; exit 3"])(
+                message()
+            )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 1024 * 1024
+
+
+def test_command_that_never_stops_talking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forge_alerts, "COMMAND_SECONDS", 0.3)
+    with pytest.raises(Undelivered, match=r"^/bin/sh took more than 0.3 s$"):
+        by_command(["/bin/sh", "-c", "exec yes >&2"])(message())
 
 
 # -- sealing -----------------------------------------------------------------------------------------------------------

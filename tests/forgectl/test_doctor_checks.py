@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ import msgspec
 import psycopg
 import pytest
 from conftest import Bao, describe, staged
-from forgectl import identity, lock, slots, state, systemd
+from forgectl import alerts, identity, lock, slots, state, systemd
 from forgectl.doctor import manifest
 from forgectl.doctor.checks import (
     certificates,
@@ -133,6 +133,24 @@ def change(layout: Layout) -> Callable[..., None]:
         state.save(layout, msgspec.structs.replace(state.load(layout), **changes))
 
     return changed
+
+
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No name server answers, which libc finds out after ten seconds; and checks have little time."""
+    over, resolve = threading.Event(), socket.getaddrinfo
+
+    def silent(host: Any, *arguments: Any, **options: Any) -> Any:
+        if str(host).endswith(".example.com"):
+            over.wait(10)
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return resolve(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    monkeypatch.setattr(databases, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(secrets, "HEALTH_SECONDS", 0.2)
+    yield
+    over.set()
 
 
 def codes(look: Look, sight: Sight) -> list[str]:
@@ -508,6 +526,13 @@ class TestSecrets:
         (found,) = signed_in("x", server=gone)
         assert (found.code, "is unreachable" in found.title) == ("F401", True)
 
+    @pytest.mark.usefixtures("deaf")
+    def test_name_that_nobody_resolves(self, signed_in: Callable[..., list[Finding]], bao: Bao) -> None:
+        """Without DNS that is what is said, in time, and not that the check took too long."""
+        gone = SimpleNamespace(address="https://vault.example.com", ca_file=bao.ca_file, role_id="", secret_id=str)
+        (found,) = signed_in("x", server=gone)
+        assert (found.code, "vault.example.com was not resolved within 0.2 s" in found.title) == ("F401", True)
+
     def test_rejected(self, signed_in: Callable[..., list[Finding]]) -> None:
         (found,) = signed_in("00000000-0000-0000-0000-000000000000")
         assert (found.code, found.subject) == ("F402", "inbox")
@@ -648,6 +673,19 @@ class TestDatabases:
         found = only(databases.databases, described("external", "inbox", url))
         assert (found.code, "Connection refused" in found.title) == ("F501", True)
 
+    @pytest.mark.usefixtures("deaf")
+    def test_elsewhere_without_names(self, described: Callable[..., Canned]) -> None:
+        """Without DNS that is what is said, in time, and not that the check took too long."""
+        found = only(databases.databases, described("external", "inbox", "postgresql://db.example.com/inbox"))
+        assert (found.code, "db.example.com was not resolved within 0.2 s" in found.title) == ("F501", True)
+
+    def test_elsewhere_under_a_name_that_is_none(self, described: Callable[..., Canned]) -> None:
+        found = only(databases.databases, described("external", "inbox", f"postgresql://{'a' * 64}.example.com/inbox"))
+        assert (found.code, "is no name of a host" in found.title) == ("F501", True)
+
+
+SERVED = certificates._served
+
 
 class TestCertificates:
     """F101 to F104."""
@@ -707,6 +745,20 @@ class TestCertificates:
         monkeypatch.setattr(certificates, "_served", lambda _: b"another")
         assert "does not serve the newest" in only(certificates.renewal, sight).title
 
+    @pytest.mark.parametrize("domain", ["a..example.com", "ü" * 64 + ".example.com", ".example.com", "", "a\0b"])
+    def test_domain_that_is_none(
+        self, given: Callable[..., Canned], domain: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of one that somebody wrote by hand that is said, and the other apps are looked at all the same."""
+        sight = given(-1)
+        text = f'source = "own_ca"\n[apps]\ninbox = [{json.dumps(domain)}]\n'
+        write(sight, "/etc/forge/certificates.toml", text)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            monkeypatch.setattr(certificates, "_served", lambda name: SERVED(name, server.getsockname()[1]))
+            found = only(certificates.certificates, sight)
+            assert (found.code, found.subject, "is no name that a client" in found.title) == ("F005", "inbox", True)
+            assert codes(certificates.renewal, sight) == []
+
     def test_nobody_answers(self, given: Callable[..., Canned], monkeypatch: pytest.MonkeyPatch) -> None:
         """What is on the disk is what clients would get."""
         sight = given(-1)
@@ -759,12 +811,51 @@ class TestEdge:
         if found:
             assert found[0].title.startswith(f"{bad} of {good + bad} answers of the last hour were 5xx")
 
-    def log(self, path: Path, statuses: Sequence[int], ago: float) -> None:
-        """So many requests, each a second after the one before; the last of them so many seconds ago."""
-        began = time.time() - ago - len(statuses)
-        times = [datetime.fromtimestamp(began + n, UTC).isoformat(timespec="seconds") for n in range(len(statuses))]
+    @pytest.mark.parametrize(
+        ("statuses", "apart", "ago", "expected"),
+        [
+            # An outage of two minutes; then somebody asks twice a minute, and all is well.
+            ([502] * 20 + [200] * 20, 30.0, 0, "note"),
+            # While it lasts, and as long as nobody can tell.
+            ([502] * 20, 30.0, 0, "critical"),
+            ([502] * 20 + [200] * 2, 30.0, 0, "critical"),
+            # It is over, or nobody knows.
+            ([502] * 20, 1.0, 400, "note"),
+            # One of a thousand is no outage, and one of fifty may be.
+            ([502] * 100 + [200] * 3999 + [502], 0.05, 0, "note"),
+            ([502] * 100 + [200] * 49 + [502], 0.2, 0, "critical"),
+        ],
+    )
+    def test_errors_say_what_clients_get_now(
+        self, sight: Canned, layout: Layout, statuses: list[int], apart: float, ago: float, expected: str
+    ) -> None:
+        self.log(layout.access_log, statuses, ago, apart)
+        assert only(edge.errors, sight).severity == expected
+
+    def test_errors_that_nobody_can_tell(self, sight: Canned, layout: Layout) -> None:
+        self.log(layout.access_log, [502] * 20, 400)
+        assert only(edge.errors, sight).evidence[1] == "nobody asked in the last 5 min"
+
+    def test_maintenance_is_no_error(self, sight: Canned, layout: Layout) -> None:
+        """What Nginx answers 503 by itself is the page; what the app does is none."""
+        page: list[Any] = [(503, {"upstream_status": "", "release": ""})] * 100
+        self.log(layout.access_log, [200] * 20 + page, 0)
+        assert codes(edge.errors, sight) == []
+        self.log(layout.access_log, [503] * 20 + page, 0, upstream_status="503", release="r1")
+        found = only(edge.errors, sight)
+        assert found.title.startswith("20 of 20 answers of the last hour were 5xx (100.0%)")
+        assert found.evidence[2] == "100 more met the maintenance page"
+
+    def log(
+        self, path: Path, answers: Sequence[int | tuple[int, dict[str, str]]], ago: float, apart: float = 1.0, **of: str
+    ) -> None:
+        """So many requests, each so many seconds after the one before; the last of them so many seconds ago."""
+        began = time.time() - ago - apart * len(answers)
+        fields = [({**of}, answer) if isinstance(answer, int) else (answer[1], answer[0]) for answer in answers]
+        statuses = [{"status": status, **more} for more, status in fields]
+        times = [datetime.fromtimestamp(began + apart * n, UTC).isoformat() for n in range(len(statuses))]
         lines = [
-            json.dumps({"timestamp": at, "status": status, "path": f"/v1/events/{n}", "user_agent": "x" * 100})
+            json.dumps({"timestamp": at, **status, "path": f"/v1/events/{n}", "user_agent": "x" * 100})
             for n, (at, status) in enumerate(zip(times, statuses, strict=True))
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -925,6 +1016,8 @@ class TestNetwork:
             silent.bind(("127.0.0.1", 0))
             monkeypatch.setattr(network, "DNS_PORT", silent.getsockname()[1])
             assert "timed out" in only(network.names, sight).evidence[1]
+        write(sight, "/etc/resolv.conf", "nameserver dns.example.com\n")
+        assert only(network.names, sight).evidence[1] == "dns.example.com: Name or service not known"
 
     def test_clock(self, sight: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
         keepers = {name: {"ActiveState": "inactive"} for name in CLOCKS}
@@ -1042,6 +1135,32 @@ class TestUnits:
         assert (found.code, found.title) == ("F804", "no alert gets through by webhook, after 5 attempts: HTTP 500")
         sight.said["systemctl"] = "forge-alerts.service loaded failed failed x"
         assert only(units.units, sight).code == "F804"
+
+    def test_alerts_are_read_from_files_alone(
+        self, sight: Canned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The unit that writes them is not root, and what it may not read it gets nobody to quote."""
+        secret = tmp_path / "secret.json"
+        secret.write_text(json.dumps({"failing": {"attempts": 5, "error": "the secret"}}))
+        folder = sight.at("/var/lib/forge-alerts")
+        folder.mkdir(parents=True)
+        (folder / "webhook.json").symlink_to(secret)
+        os.mkfifo(folder / "mail.json")
+        monkeypatch.setattr(alerts, "STATE_BYTES", 1000)
+        (folder / "command.json").write_text(json.dumps({"failing": {"attempts": 5, "error": "x" * 1000}}))
+        found = list(units.alerts(sight))
+        assert [each.title.partition(" can't be read: ")[::2] for each in found] == [
+            ("what became of alerts by command", "File too large"),
+            ("what became of alerts by webhook", "no regular file"),
+            ("what became of alerts by mail", "no regular file"),
+        ]
+        assert "the secret" not in str([each.document() for each in found])
+
+    def test_alerts_in_a_state_that_is_none(self, sight: Canned) -> None:
+        """Such as one that is nested deeper than anybody can read."""
+        write(sight, "/var/lib/forge-alerts/webhook.json", "[" * 100_000)
+        write(sight, "/var/lib/forge-alerts/mail.json", '"failing"')
+        assert codes(units.alerts, sight) == []
 
     @pytest.mark.parametrize(
         ("config", "unit", "expected"),

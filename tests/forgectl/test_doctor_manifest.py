@@ -71,6 +71,19 @@ def test_it_knows_what_provisioning_wrote_and_nothing_else(root: Path) -> None:
     assert (root / "var/lib/forge/manifest.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_what_is_no_file_stops_nobody(root: Path) -> None:
+    """A FIFO never ends for whoever reads it, and who opens a device may have done something with it."""
+    os.mkfifo(root / "etc/initctl")
+    os.mkfifo(root / "etc/forge/forge-pipe")
+    os.mkfifo(root / "etc/nginx/forge/pipe.conf")
+    (root / "etc/nginx/nginx.conf").unlink()
+    os.mkfifo(root / "etc/nginx/nginx.conf")
+    (root / "etc/zero").symlink_to("/dev/zero")
+    assert found(root) == {"/etc/nginx/nginx.conf": "is no regular file", "/etc/nginx/forge/pipe.conf": "was added"}
+    assert manifest.record(root, since=0.0, whole=True)
+    assert found(root) == {}
+
+
 def test_a_host_that_nobody_touched_differs_in_nothing(root: Path) -> None:
     assert found(root) == {}
     before = (root / "var/lib/forge/manifest.json").read_bytes()

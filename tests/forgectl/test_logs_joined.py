@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from forgectl.errors import ForgeError
 from forgectl.layout import Layout
 from forgectl.logs import follow as following
 from forgectl.logs import journal, overview, trace
+from forgectl.logs.lines import Lines
 
 CAPTURED = Path(__file__).parent / "captured"
 DATABASE = """
@@ -228,6 +230,49 @@ def test_a_journal_that_cannot_be_read(journalctl: Path) -> None:
     journalctl.unlink()
     with pytest.raises(ForgeError, match=r"(?s)journalctl failed: .*FileNotFoundError"):
         list(journal.entries([]))
+
+
+@pytest.fixture
+def giant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal with an entry of 64 MiB, which any app may write, and one after it."""
+    entry = json.dumps(
+        {"__REALTIME_TIMESTAMP": "1768478520000000", "PRIORITY": "3", "MESSAGE": "ALERT inbox: after it"}
+    )
+    program = f"""
+import sys
+sys.stdout.write('{{"MESSAGE":"')
+for _ in range(64):
+    sys.stdout.write("x" * 1024 * 1024)
+print('"}}')
+print({entry!r}, flush=True)
+"""
+    monkeypatch.setattr(journal, "command", lambda *_, **__: [sys.executable, "-c", program])
+
+
+@pytest.mark.usefixtures("giant")
+@pytest.mark.parametrize("how", ["read", "followed"])
+def test_an_entry_of_any_size_takes_no_memory(how: str) -> None:
+    tracemalloc.start()
+    try:
+        if how == "read":
+            texts = [entry.message for entry in journal.entries([])]
+        else:
+            news: list[following.News] = []
+            with pytest.raises(ForgeError, match="journalctl ended"):
+                following.follow([], following.Wanted(errors=True), news.append)
+            texts = [each.text for each in news]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert texts == ["ALERT inbox: after it"]
+    assert peak < 8 * 1024 * 1024
+
+
+def test_lines_wherever_blocks_end() -> None:
+    """And of one that is too long nothing becomes another."""
+    lines = Lines(4)
+    found = [lines.of(block) for block in (b"ab", b"cd\ne\n\nf", b"g\n12345", b"6\n", b"12345", b"67", b"8\nh\n")]
+    assert found == [[], [b"abcd", b"e", b""], [b"fg"], [], [], [], [b"h"]]
 
 
 def test_nobody_reads_on(journalctl: Path) -> None:

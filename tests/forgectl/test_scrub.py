@@ -179,3 +179,33 @@ def test_a_value_goes_to_its_end(text: str) -> None:
     found = Scrubber({})(text)
     assert not any(word in found for word in ("correct", "horse", "battery"))
     assert "inbox" in found
+
+
+def test_marks_stay_whole() -> None:
+    """A short secret may be a word of a mark, or of the name of another that stands in one."""
+    values = {"scrubbed": "A", "path": "B", "part": "C", "header": "D", LONG: "the path of inbox"}
+    scrub = Scrubber(values)
+    found = scrub(f"{LONG} x {LONG[:30]} path\nX-Api-Key: 0a1b2c\nvalue scrubbed")
+    assert found == (
+        "<scrubbed: the path of inbox> x <scrubbed: part of the path of inbox> <scrubbed: B>\n"
+        "X-Api-Key: <scrubbed: header>\nvalue <scrubbed: A>"
+    )
+    assert scrub(found) == found
+    assert scrub.leak(found) == ""
+    assert scrub.leak(f"{found} path") == "B"
+
+
+def test_what_only_looks_like_a_mark_hides_nothing() -> None:
+    """Whoever writes to a log may write one; and the character that stands for one while it is scrubbed."""
+    scrub = Scrubber({"hunter2hunter2": "KEY", "se\U000f0000cret-value": "ODD"})
+    assert "hunter2" not in scrub("<scrubbed: hunter2hunter2> <scrubbed: KEY hunter2hunter2>")
+    assert scrub("a \U000f0000 b") == "a \ufffd b"
+    assert "cret-value" not in scrub("a se\U000f0000cret-value b")
+
+
+def test_what_is_left_beside_a_mark_goes() -> None:
+    """A known value may be a part of another that has the shape of one."""
+    scrub = Scrubber({"knownknown": "KEY"})
+    assert "MIIabc" not in scrub(PEM.replace("+/xyz", "knownknown"))
+    assert "rest" not in scrub("/x?token=knownknown-rest")
+    assert "rest" not in scrub('"password": "knownknown rest"')

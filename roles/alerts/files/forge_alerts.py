@@ -62,8 +62,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0
 # A receiver that is away for moments is nothing to tell the others.
 TOLD_AFTER = 4
 WEBHOOK_SECONDS, MAIL_SECONDS, COMMAND_SECONDS = 15.0, 30.0, 60.0
-# The longest entry of the journal that is looked at.
-ENTRY_BYTES = 1024 * 1024
+# The longest line of journalctl that is looked at: without --all it prints of no field more than 4 KiB.
+ENTRY_BYTES = 256 * 1024
+# What is read ahead of what a command says on its standard error, of which the end is kept.
+SAID_BYTES = 4096
 # A journal that can be read for so long can be read.
 SETTLED_SECONDS = 5.0
 # How long a channel without anything to do sleeps at most.
@@ -256,6 +258,9 @@ def parse(raw: bytes) -> Line | None:
     try:
         entry = json.loads(raw)
         message = entry["MESSAGE"]
+        if message is None:
+            # It is an alert, or journalctl would not have printed it, and too long to be read: whose it is has to do.
+            message = f"ALERT host: an alert of more than 4 KiB by {entry.get('_SYSTEMD_UNIT', '-')}: see the journal"
         # What is no UTF-8 comes as numbers.
         said = bytes(message).decode(errors="replace") if isinstance(message, list) else str(message)
         found = ALERT.match(said)
@@ -290,14 +295,16 @@ class Journal:
             "--quiet",
             "--priority=err",
             "--output=json",
-            "--all",
+            # Not --all: with an entry of any size, which each app may write, memory would end, and at the next start
+            # end again. Then long fields come without their content; what begins a message is looked at all the same.
+            "--grep=^ALERT ",
             f"--output-fields={FIELDS}",
             f"--cursor={cursor}" if cursor else "--lines=0",
         ]
         self._process = subprocess.Popen([*program, *options], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
         assert self._process.stdout is not None  # noqa: S101  # for the type
         self._fd = self._process.stdout.fileno()
-        self._rest = b""
+        self._rest, self._skipped = b"", False
         self._raw: deque[bytes] = deque()
         self._next: Line | None = None
 
@@ -343,11 +350,17 @@ class Journal:
             chunk = os.read(self._fd, 1 << 16)
             if not chunk:
                 raise Ended(f"journalctl ended with {self._process.wait()}")
-            *whole, self._rest = (self._rest + chunk).split(b"\n")
-            self._raw.extend(whole)
-            if len(self._rest) > ENTRY_BYTES:
-                # An app may write one of any size, and none of the platform's is. What is left of it is no JSON.
-                self._rest = b""
+            self._split(chunk)
+
+    def _split(self, chunk: bytes) -> None:
+        """Take what was read: whole lines, and of one that is too long nothing, to its very end."""
+        *whole, rest = (self._rest + chunk).split(b"\n")
+        if whole and self._skipped:
+            del whole[0]
+            self._skipped = False
+        self._raw.extend(whole)
+        self._skipped = self._skipped or len(rest) > ENTRY_BYTES
+        self._rest = b"" if self._skipped else rest
 
 
 def newest(program: Sequence[str] = ("journalctl",)) -> str:
@@ -565,19 +578,23 @@ def by_command(argv: Sequence[str]) -> Send:
             "FORGE_ALERT_JSON": json.dumps(message.document),
         }
         try:
-            process = subprocess.Popen(
-                list(argv),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env=environment,
-                start_new_session=True,
-            )
+            # In memory, so that nobody waits for it to be read.
+            with os.fdopen(os.memfd_create("alert"), "wb+") as text:
+                text.write(message.text.encode())
+                text.seek(0)
+                process = subprocess.Popen(
+                    list(argv),
+                    stdin=text,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env=environment,
+                    start_new_session=True,
+                )
         except OSError as error:
             raise Undelivered(f"{argv[0]}: {error.strerror}") from None
         with process:
             try:
-                _, said = process.communicate(message.text.encode(), timeout=COMMAND_SECONDS)
+                said = last_words(process, time.monotonic() + COMMAND_SECONDS)
             except subprocess.TimeoutExpired:
                 raise Undelivered(f"{argv[0]} took more than {COMMAND_SECONDS:g} s") from None
             finally:
@@ -589,6 +606,23 @@ def by_command(argv: Sequence[str]) -> Send:
             raise Undelivered(" ".join([f"{argv[0]} ended with {process.returncode}", *words]))
 
     return send
+
+
+def last_words(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """Wait until a process has ended, and nobody holds on to its standard error: the end of what was said there.
+
+    Raises:
+        subprocess.TimeoutExpired: it is not over in time, whatever was said meanwhile.
+    """
+    assert process.stderr is not None  # noqa: S101  # for the type
+    fd, kept = process.stderr.fileno(), b""
+    while (left := deadline - time.monotonic()) > 0 and select.select([fd], [], [], left)[0]:
+        chunk = os.read(fd, SAID_BYTES)
+        if not chunk:
+            process.wait(max(0.0, deadline - time.monotonic()))
+            return kept
+        kept = (kept + chunk)[-SAID_BYTES:]
+    raise subprocess.TimeoutExpired(process.args, COMMAND_SECONDS)
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):

@@ -12,13 +12,15 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from forgectl import systemd
+from forgectl import regular, systemd
 from forgectl.errors import ForgeError, Refused
 
 UNIT = "forge-alerts.service"
 CONFIG = "etc/forge/alerts.toml"
 CHANNELS = ("command", "webhook", "mail")
 POLL_SECONDS = 0.2
+# Some hundred lines of a thousand characters are held back at most.
+STATE_BYTES = 8 * 1024 * 1024
 
 
 def configured(root: Path = Path("/")) -> list[str]:
@@ -37,13 +39,22 @@ def configured(root: Path = Path("/")) -> list[str]:
     return [name for name in CHANNELS if name in found]
 
 
+def path(name: str, root: Path = Path("/")) -> Path:
+    """Where the unit keeps what it knows of a channel: in a folder of its own."""
+    return root / "var/lib/forge-alerts" / f"{name}.json"
+
+
 def state(name: str, root: Path = Path("/")) -> dict[str, Any]:
-    """What the unit keeps of a channel; nothing while it never ran."""
+    """What the unit keeps of a channel; nothing while it never ran.
+
+    Raises:
+        OSError: it is no file of the size that it has. The unit is not root, and root does not read what it leads to.
+    """
     try:
-        found: dict[str, Any] = json.loads((root / "var/lib/forge-alerts" / f"{name}.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = json.loads(regular.read(path(name, root), STATE_BYTES))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def status(root: Path = Path("/")) -> dict[str, Any]:

@@ -19,6 +19,9 @@ SHORTEST, SHORTEST_ANYWHERE = 4, 8
 COMMON = frozenset(
     ["true", "false", "null", "none", "yes", "no", "localhost", "postgres", "postgresql", "production", "staging"]
 )
+# While a text is scrubbed, a mark in it is one character, which nobody uses and no secret can be found in.
+_FIRST_MARK, _LAST_MARK = 0xF0000, 0xFFFFD
+_FOREIGN = re.compile(f"[{chr(_FIRST_MARK)}-{chr(_LAST_MARK)}]")
 # Of a value as long as this, a half of it is looked for as well.
 HALVED = 24
 
@@ -143,6 +146,7 @@ class Scrubber:
         known: dict[str, str] = {}
         for value, label in values.items():
             for part in parts(value):
+                part = _FOREIGN.sub("\ufffd", part)
                 if part.strip() in self._public or not part.strip():
                     continue
                 if len(part) < SHORTEST:
@@ -156,31 +160,44 @@ class Scrubber:
         # One may contain another.
         self._forms = dict(sorted(self._forms.items(), key=lambda item: -len(item[0])))
         self._halves = {value: label for value, label in known.items() if len(value) >= HALVED}
+        labels = dict.fromkeys(known.values())
+        labels |= dict.fromkeys(f"part of {label}" for label in labels) | dict.fromkeys(label for label, _ in _SHAPES)
+        self._marks = {label: chr(_FIRST_MARK + number) for number, label in enumerate(labels)}
+        self._written = {ord(char): mark(label) for label, char in self._marks.items()}
+        # Of others than these nobody knows what they are: what looks like a mark may have a secret in it.
+        self._read = {mark(label): char for label, char in self._marks.items()}
+        self._marked = re.compile("|".join(map(re.escape, self._read)))
 
     def __call__(self, text: str) -> str:
-        """The text without them."""
+        """The text without them; marks that it has already stay whole."""
+        text = self._folded(text)
         for form, label in self._forms.items():
             text = self._without(text, form, label)
         for value, label in self._halves.items():
             text = self._without_halves(text, value, label)
         for label, pattern in _SHAPES:
             text = self._without_headers(text, pattern) if label == "header" else pattern.sub(self._mask(label), text)
-        return text
+        return text.translate(self._written)
 
     def leak(self, text: str) -> str:
-        """The label of a known value that a text still has, or nothing."""
+        """The label of a known value that a text still has beside its marks, or nothing."""
+        text = self._folded(text)
         return next((label for form, label in self._forms.items() if self._holds(text, form)), "")
+
+    def _folded(self, text: str) -> str:
+        """The text with a character for each mark."""
+        return self._marked.sub(lambda found: self._read[found[0]], _FOREIGN.sub("\ufffd", text))
 
     def _without(self, text: str, form: str, label: str) -> str:
         if len(form) >= SHORTEST_ANYWHERE:
             found = text.count(form)
             if found:
                 self.counts[label] += found
-                text = text.replace(form, mark(label))
+                text = text.replace(form, self._marks[label])
             return text
         if form not in text:
             return text
-        text, found = _word(form).subn(lambda _: mark(label), text)
+        text, found = _word(form).subn(self._marks[label], text)
         self.counts[label] += found
         return text
 
@@ -198,16 +215,16 @@ class Scrubber:
                 while backwards and begin > 0 and value.endswith(text[begin - 1 : end]):
                     begin -= 1
                 self.counts[label] += 1
-                text = text[:begin] + mark(f"part of {label}") + text[end:]
+                text = text[:begin] + self._marks[f"part of {label}"] + text[end:]
         return text
 
     def _without_headers(self, text: str, pattern: re.Pattern[str]) -> str:
         pieces, at = [], 0
         for name in pattern.finditer(text):
             value = _HEADER_VALUE.match(text, name.end())
-            if value is None or name.start() < at or value["secret"].startswith("<scrubbed"):
+            if value is None or name.start() < at or _FOREIGN.match(value["secret"]):
                 continue
-            pieces += [text[at : value.start("secret")], mark("header")]
+            pieces += [text[at : value.start("secret")], self._marks["header"]]
             self.counts["header"] += 1
             at = value.end("secret")
         return "".join([*pieces, text[at:]])
@@ -215,11 +232,11 @@ class Scrubber:
     def _mask(self, label: str) -> Callable[[re.Match[str]], str]:
         def masked(found: re.Match[str]) -> str:
             whole, secret = found[0], found.groupdict().get("secret") or found[0]
-            if secret in self._public or "<scrubbed" in secret:
+            if secret in self._public or (_FOREIGN.search(secret) and not re.search(r"\w", secret)):
                 return whole
             self.counts[label] += 1
             begin = found.start("secret") - found.start() if found.groupdict().get("secret") else 0
-            return whole[:begin] + mark(label) + whole[begin + len(secret) :]
+            return whole[:begin] + self._marks[label] + whole[begin + len(secret) :]
 
         return masked
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from forgectl import regular
 from forgectl.errors import Refused
 from forgectl.layout import names, write_atomically
 from forgectl.lock import person
@@ -56,10 +57,12 @@ OWN_DROP_IN, OWN_UNIT = "release.conf", b"# Made by forgectl"
 SYSCTL = "etc/sysctl.d/90-forge.conf"
 # How differences begin, or end, that are not of a file which site.yml writes.
 SETTING, ADDED = "kernel setting", "was added"
+# What is none has no content, whatever can be read from it.
+NO_FILE = "no regular file"
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """What a path was: `content` is the SHA-256 of a file, or `-> TARGET` of a link."""
+    """What a path was: `content` is the SHA-256 of a file, `-> TARGET` of a link, or that it is neither."""
 
     content: str
     mode: str
@@ -207,7 +210,7 @@ def _effective(root: Path, apps: Iterable[str]) -> Iterator[str]:
 
 def _head(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with regular.opened(path) as file:
             return file.read(HEAD_BYTES)
     except OSError:
         return b""
@@ -218,11 +221,20 @@ def _mark(path: Path) -> Mark | None:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
             content, mode = f"-> {path.readlink()}", ""
+        elif stat.S_ISDIR(status.st_mode):
+            return None
         else:
-            content, mode = hashlib.sha256(path.read_bytes()).hexdigest(), f"{stat.S_IMODE(status.st_mode):04o}"
+            content, mode = _content(path, status.st_mode), f"{stat.S_IMODE(status.st_mode):04o}"
     except OSError:
         return None
     return Mark(content, mode, _owner(status.st_uid, status.st_gid))
+
+
+def _content(path: Path, mode: int) -> str:
+    if not stat.S_ISREG(mode):
+        return NO_FILE
+    with regular.opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _owner(uid: int, gid: int) -> str:
@@ -236,6 +248,8 @@ def _owner(uid: int, gid: int) -> str:
 
 def _changed(was: Mark, present: Mark) -> str:
     if was.content != present.content:
+        if present.content == NO_FILE:
+            return f"is {NO_FILE}"
         return f"leads {present.content}" if present.content.startswith("->") else "has another content"
     if was.mode != present.mode:
         return f"has mode {present.mode}, not {was.mode}"

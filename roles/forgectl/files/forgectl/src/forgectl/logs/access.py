@@ -58,6 +58,11 @@ class Line(msgspec.Struct):
         """Whether the app answered, and not Nginx in its place: each worker names its release."""
         return bool(self.release)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it met the maintenance page: nothing else lets Nginx answer 503 without asking the app."""
+        return self.status == 503 and not self.upstream_status and not self.release
+
 
 DECODER = msgspec.json.Decoder(Line)
 

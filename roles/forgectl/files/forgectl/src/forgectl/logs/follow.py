@@ -12,11 +12,11 @@ from forgectl.errors import ForgeError
 from forgectl.layout import Layout
 from forgectl.logs import access, journal, said
 from forgectl.logs.access import Line
+from forgectl.logs.lines import Lines
 from forgectl.logs.overview import SERVER_ERROR
 
 # Nobody is told when Nginx writes.
 POLL_SECONDS = 0.25
-READ_BYTES = 64 * 1024
 
 
 class Wanted(NamedTuple):
@@ -61,7 +61,7 @@ def follow(apps: Sequence[tuple[Layout, App]], wanted: Wanted, show: Callable[[N
         opened.callback(process.terminate)
         if process.stdout is None:
             return
-        rest = b""
+        lines = Lines()
         while True:
             readable, _, _ = select.select([process.stdout], [], [], POLL_SECONDS)
             for app, tail in tails:
@@ -70,11 +70,10 @@ def follow(apps: Sequence[tuple[Layout, App]], wanted: Wanted, show: Callable[[N
                         show(news)
             if not readable:
                 continue
-            block = os.read(process.stdout.fileno(), READ_BYTES)
+            block = os.read(process.stdout.fileno(), journal.READ_BYTES)
             if not block:
                 raise ForgeError("journalctl ended while it was to follow the journal; call this again")
-            *lines, rest = (rest + block).split(b"\n")
-            for raw in lines:
+            for raw in lines.of(block):
                 if entry := journal.decode(raw):
                     for news in _of_entry([app for _, app in apps], entry, wanted):
                         show(news)

@@ -1,5 +1,6 @@
 """Reading the journal, as journalctl prints it: an object a line."""
 
+import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -8,10 +9,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from forgectl.errors import ForgeError
+from forgectl.logs.lines import Lines
 
 FIELDS = ("MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "_PID", "_SYSTEMD_UNIT", "UNIT")
 # PostgreSQL's syslog_ident; and how a message of it begins (roles/postgresql, log.conf.j2).
 DATABASE = "SYSLOG_IDENTIFIER=postgres"
+READ_BYTES = 64 * 1024
 WORST = 3
 """Priorities down to this one are errors (syslog(3))."""
 
@@ -64,7 +67,7 @@ def entries(
     grep: str = "",
     newest_first: bool = False,
 ) -> Iterator[Entry]:
-    """The entries that match, one by one.
+    """The entries that match, one by one; without those that are longer than any line of a service.
 
     Raises:
         ForgeError: journalctl failed; it ends with 1 and says nothing where no entry matches.
@@ -80,14 +83,16 @@ def entries(
         if process.stdout is None or process.stderr is None:
             return
         try:
-            for raw in process.stdout:
-                if entry := decode(raw):
-                    yield entry
+            lines = Lines()
+            while block := os.read(process.stdout.fileno(), READ_BYTES):
+                for raw in lines.of(block):
+                    if entry := decode(raw):
+                        yield entry
         finally:
             # Whoever has enough of it stops reading.
             process.stdout.close()
             process.terminate()
-        words = process.stderr.read().decode(errors="replace").strip()
+        words = process.stderr.read(READ_BYTES).decode(errors="replace").strip()
         if process.wait() == 1 and words:
             raise ForgeError(f"journalctl failed: {words}")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from forgectl.doctor.checks.provisioning import PROVISION
 from forgectl.doctor.findings import HOST, Finding
 from forgectl.doctor.sight import HOUR, AppSight, Sight, message, moment, shorten
 
@@ -41,6 +42,11 @@ def certificates(sight: Sight) -> Iterator[Finding]:
     described = config(sight)
     mend = MEND.get(str(described.get("source")), RENEW)
     for app, domain in _domains(sight, described):
+        if why := _no_name(domain):
+            # Preflight takes none such: somebody wrote it by hand.
+            title = f"its domain {shorten(domain)} is no name that a client could ask for"
+            yield Finding("F005", app.name, title, (f"{CONFIG}, {app.layout.description}: {why}",), PROVISION)
+            continue
         pem, where = _given(sight, app, domain)
         if not pem:
             # That nobody answers is another finding.
@@ -74,7 +80,7 @@ def renewal(sight: Sight) -> Iterator[Finding]:
     yield from _last_run(sight, described, service.get("InvocationID", ""))
     for app, domain in _domains(sight, described) if sight.is_root else ():
         path = f"/etc/nginx/tls/live/{app.name}.pem"
-        on_disk, served = _leaf(sight.read(path)), _served(domain)
+        on_disk, served = _leaf(sight.read(path)), None if _no_name(domain) else _served(domain)
         if on_disk and served and ssl.PEM_cert_to_DER_cert(on_disk) != served:
             evidence = [f"{path} holds another certificate than 127.0.0.1:443 gives for {domain}"]
             title = f"Nginx does not serve the newest certificate of {domain}"
@@ -134,6 +140,15 @@ def _given(sight: Sight, app: AppSight, domain: str) -> tuple[str, str]:
         return ssl.DER_cert_to_PEM_cert(served), f"127.0.0.1:443 for {domain}"
     path = f"/etc/nginx/tls/live/{app.name}.pem"
     return (_leaf(sight.read(path)), path) if sight.is_root else ("", "")
+
+
+def _no_name(domain: str) -> str:
+    """Why TLS can't ask for a name; empty where it can."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=domain)
+    except (ValueError, TypeError, ssl.SSLError) as error:
+        return shorten(str(error))
+    return ""
 
 
 def _served(domain: str, port: int = 443) -> bytes | None:

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -9,6 +10,7 @@ from forge.connections import Demand, Server, budget
 
 from forgectl import database, lock, schema, staging
 from forgectl.config import App
+from forgectl.doctor import reach
 from forgectl.doctor.findings import HOST, Finding
 from forgectl.doctor.sight import AppSight, Sight
 from forgectl.errors import Refused
@@ -35,11 +37,18 @@ def databases(sight: Sight) -> Iterator[Finding]:
     """F501, F502 and F304: of the server on this host all three, of others whether somebody listens."""
     users = [(app, its) for app in sight.serving if (its := app.running or app.described) and its.database]
     local = [(app, its) for app, its in users if its.database and its.database.placement == "local"]
+    seconds = CONNECT_SECONDS * sight.patience
+    # All at once: each may take all of its time.
+    asked = {
+        app.name: reach.begin(partial(_reached, its.database.url, seconds))
+        for app, its in users
+        if its.database and its.database.placement == "external"
+    }
     if local:
         yield from _local(sight, local)
-    for app, its in users:
-        if its.database and its.database.placement == "external":
-            where, why = _reached(its.database.url, CONNECT_SECONDS * sight.patience)
+    for app, _ in users:
+        if app.name in asked:
+            where, why = asked[app.name].result()
             if why:
                 title = f"its database at {where} is unreachable: {why}"
                 yield Finding(
@@ -154,7 +163,7 @@ def _reached(url: str, seconds: float) -> tuple[str, str]:
                 connection.settimeout(seconds)
                 connection.connect(f"{host}/.s.PGSQL.{port}")
         else:
-            socket.create_connection((host, port), timeout=seconds).close()
+            reach.connect(host, port, seconds).close()
     except OSError as error:
         return f"{host}:{port}", str(error)
     return f"{host}:{port}", ""

@@ -18,16 +18,21 @@ CONNECT_SECONDS = 1.0
 # Of the logs of all apps: an hour at 50 requests/s, and half a second of a core.
 LOG_BYTES = 64 * 1024 * 1024
 MANY, SHARE = 10, 0.01
-# It goes on as long as some of the newest requests failed: those of the last minute, and so many at least.
-RECENT_SECONDS, RECENT_LEAST = 60.0, 50
+# It goes on as long as such a share of the newest requests fails: those of the last minute, or so many. On a host that
+# few ask, what is older than this says nothing of now.
+RECENT_SECONDS, RECENT_LEAST, OLDEST_SECONDS = 60.0, 50, 300.0
 
 
 @dataclass
 class _Seen:
-    """What a log has of the last hour: how many requests, which failed, and how many of the newest did."""
+    """What a log has of the last hour: how many requests, which failed, and how many of the newest did.
+
+    What the maintenance page answered is `closed`, and none of these: it is there on purpose, and a finding of its own.
+    """
 
     began: float
     requests: int = 0
+    closed: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
     paths: Counter[str] = field(default_factory=Counter)
     recent: int = 0
@@ -69,16 +74,21 @@ def errors(sight: Sight) -> Iterator[Finding]:
             continue
         still, newest = seen.recent, seen.of_recent
         if newest < RECENT_LEAST:
-            still, newest = sum(fails for _, _, fails in seen.newest), len(seen.newest)
+            recent = [fails for at, _, fails in seen.newest if at > now - OLDEST_SECONDS]
+            still, newest = sum(recent), len(recent)
         ((most, times),) = seen.paths.most_common(1)
         kinds = ", ".join(map(str, sorted(seen.statuses)))
         whence = f"{span(now - seen.began)}, of which more is not read," if seen.cut else "hour"
         title = f"{failed} of {seen.requests} answers of the last {whence} were 5xx ({failed / seen.requests:.1%})"
         evidence = [
             f"{app.layout.access_log}: status {kinds}; most often {most} ({times})",
-            f"of the newest {newest} requests, {still} failed",
+            f"of the newest {newest} requests, {still} failed"
+            if newest
+            else f"nobody asked in the last {span(OLDEST_SECONDS)}",
+            *([f"{seen.closed} more met the maintenance page"] if seen.closed else []),
         ]
-        yield Finding("F803", app.name, title, evidence, f"sudo forgectl rollback {app.name}", over=not still)
+        over = not still or still < SHARE * newest
+        yield Finding("F803", app.name, title, evidence, f"sudo forgectl rollback {app.name}", over=over)
 
 
 def _counted(log: Path, now: float, budget: int) -> _Seen:
@@ -89,9 +99,12 @@ def _counted(log: Path, now: float, budget: int) -> _Seen:
         seen.cut = True
 
     for number, line in enumerate(access.lines(log, now - HOUR, budget=budget, cut=cut)):
+        seen.began = min(seen.began, line.at)
+        if line.is_closed:
+            seen.closed += 1
+            continue
         fails = line.status >= SERVER_ERROR
         seen.requests += 1
-        seen.began = min(seen.began, line.at)
         if fails:
             seen.statuses[line.status] += 1
             path = said.route(line.path)

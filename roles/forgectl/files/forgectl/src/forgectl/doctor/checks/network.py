@@ -1,6 +1,5 @@
 """The network, without asking anybody beyond it: interfaces, routes, name servers, the clock."""
 
-import os
 import re
 import secrets
 import socket
@@ -99,13 +98,15 @@ def _silence(servers: Sequence[str], seconds: float) -> dict[str, str]:
     try:
         for server in servers:
             try:
-                kind, _, _, _, address = socket.getaddrinfo(server, DNS_PORT, type=socket.SOCK_DGRAM)[0]
+                # Whatever stands there, nobody is asked for its address.
+                numeric = socket.AI_NUMERICHOST
+                kind, _, _, _, address = socket.getaddrinfo(server, DNS_PORT, type=socket.SOCK_DGRAM, flags=numeric)[0]
                 asked = socket.socket(kind, socket.SOCK_DGRAM)
                 waiting[server] = asked
                 asked.connect(address)
                 asked.send(query)
             except OSError as error:
-                why[server] = os.strerror(error.errno) if error.errno else str(error)
+                why[server] = error.strerror or str(error)
         deadline = time.monotonic() + seconds
         for server, asked in waiting.items():
             if server in why:

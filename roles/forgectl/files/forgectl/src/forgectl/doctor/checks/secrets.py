@@ -2,17 +2,20 @@
 
 import http.client
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from urllib.parse import urlsplit
 
 from forgectl import identity
 from forgectl.config import App
+from forgectl.doctor import reach
 from forgectl.doctor.findings import Finding
 from forgectl.doctor.sight import AppSight, Sight
 from forgectl.errors import SecretsError
 
-HEALTH_SECONDS = 1.2
+HEALTH_SECONDS, ANSWER_SECONDS = 1.2, 0.5
 # Of sys/health: active, standby, and a secondary that answers; whatever else is a server that serves nobody.
 HEALTHY = (200, 429, 472, 473)
 # Below the third at which a rotate identity, or site.yml, gets the next.
@@ -24,19 +27,26 @@ DELIVER = "ansible-playbook -i inventory/production site.yml --tags forgectl,sec
 
 def secrets(sight: Sight) -> Iterator[Finding]:
     """F401, F402, F404 and F405: a login with the app's own identity, and the version that it would get now."""
-    health: dict[str, str] = {}
-    for app in sight.serving:
-        its = app.running or app.described
-        if its is None or its.secrets.source == "none":
+    users = [(app, its) for app in sight.serving if (its := app.running or app.described)]
+    seconds = HEALTH_SECONDS * sight.patience
+    # Each server once, and all at once: each may take all of its time.
+    servers = {its.secrets.address: its for _, its in users if its.secrets.source == "vault"}
+    health = {address: reach.begin(partial(_trouble, its, seconds)) for address, its in servers.items()}
+    # Who is connected within them, and then says nothing or little, gets no longer.
+    deadline = time.monotonic() + seconds + ANSWER_SECONDS
+    for app, its in users:
+        if its.secrets.source == "none":
             continue
         address = its.secrets.address
         if its.secrets.source == "vault":
-            if address not in health:
-                health[address] = _trouble(its, HEALTH_SECONDS * sight.patience)
-            if health[address]:
-                title = f"Vault at {address} {health[address]}; what runs goes on, what starts waits for it"
-                evidence = [f"GET {address}/v1/sys/health: {health[address]}"]
-                sealed = health[address] == SEALED
+            try:
+                trouble = health[address].result(max(0.01, deadline - time.monotonic()))
+            except TimeoutError:
+                trouble = f"is unreachable (no answer within {seconds + ANSWER_SECONDS:.1f} s)"
+            if trouble:
+                title = f"Vault at {address} {trouble}; what runs goes on, what starts waits for it"
+                evidence = [f"GET {address}/v1/sys/health: {trouble}"]
+                sealed = trouble == SEALED
                 yield Finding("F401", app.name, title, evidence, UNSEAL if sealed else _check(app))
                 continue
         yield from _versions(app, its)
@@ -120,8 +130,12 @@ def _trouble(its: App, seconds: float, healthy: Sequence[int] = HEALTHY) -> str:
         context = ssl.create_default_context(cafile=its.secrets.ca_file)
     except (OSError, ssl.SSLError) as error:
         return f"cannot be trusted: {its.secrets.ca_file}: {error}"
-    connection = http.client.HTTPSConnection(parts.hostname or "", parts.port or 443, timeout=seconds, context=context)
+    host, port = parts.hostname or "", parts.port or 443
+    connection = http.client.HTTPSConnection(host, port, context=context)
     try:
+        raw = reach.connect(host, port, seconds)
+        connection.sock = raw
+        connection.sock = context.wrap_socket(raw, server_hostname=host)
         connection.request("GET", f"{parts.path.rstrip('/')}/v1/sys/health?standbyok=true")
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:

@@ -1,13 +1,12 @@
 """Units of the platform that failed, and timers of it that do not run; those with findings of their own apart."""
 
-import json
 import re
 from collections.abc import Iterator
 
 from forgectl import alerts as channels
 from forgectl.doctor.checks.provisioning import PROVISION
 from forgectl.doctor.findings import HOST, Finding
-from forgectl.doctor.sight import AppSight, Sight
+from forgectl.doctor.sight import AppSight, Sight, shorten
 from forgectl.errors import Refused
 
 PLATFORM = re.compile(
@@ -15,8 +14,8 @@ PLATFORM = re.compile(
 )
 # Those that other checks look at more closely.
 ELSEWHERE = re.compile(r"^(nginx\.service|forge-certificates\.|logrotate\.|apt-daily|forge-alerts)")
-# What delivers alerts keeps a file for each channel here; one try that failed is no news.
-DELIVERY, ATTEMPTS = "/var/lib/forge-alerts", 2
+# Of a channel of alerts, one try that failed is no news.
+ATTEMPTS = 2
 
 
 def units(sight: Sight) -> Iterator[Finding]:
@@ -44,17 +43,24 @@ def units(sight: Sight) -> Iterator[Finding]:
 def alerts(sight: Sight) -> Iterator[Finding]:
     """F804: whether the unit runs, and what each of its channels wrote down of deliveries that fail."""
     yield from _delivery(sight)
-    for path in sorted(sight.at(DELIVERY).glob("*.json")):
+    restart = f"sudo systemctl restart {channels.UNIT}"
+    for name in channels.CHANNELS:
+        path = channels.path(name, sight.root)
         try:
-            failing = json.loads(path.read_text()).get("failing") or {}
+            failing = channels.state(name, sight.root).get("failing") or {}
             attempts = int(failing.get("attempts", 0))
-        except (OSError, ValueError, TypeError, AttributeError):
+        except OSError as error:
+            # At its next start the unit writes it anew.
+            title = f"what became of alerts by {name} can't be read: {error.strerror}"
+            yield Finding("F804", HOST, title, (f"{path}: {error.strerror}",), restart)
+            continue
+        except (ValueError, TypeError, AttributeError):
             # One that is damaged the unit begins anew.
             continue
         if attempts >= ATTEMPTS:
-            title = f"no alert gets through by {path.stem}, after {attempts} attempts: {failing.get('error')}"
+            title = f"no alert gets through by {name}, after {attempts} attempts: {shorten(str(failing.get('error')))}"
             evidence = [f"{path}: failing since {failing.get('since')}"]
-            yield Finding("F804", HOST, title, evidence, "sudo systemctl restart forge-alerts.service")
+            yield Finding("F804", HOST, title, evidence, restart)
 
 
 def _delivery(sight: Sight) -> Iterator[Finding]:
