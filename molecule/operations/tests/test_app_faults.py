@@ -330,6 +330,8 @@ def test_service_exits(host: Host, status: Status, faulty: str, fault: FaultCont
             host.check_output("touch %s && systemctl kill --kill-who=main --signal=KILL %s", BROKEN, service(status))
             happening.told("F201")
             runbooks.follow(page, SEEN)
+            # It may be on its way to that, still.
+            until(lambda: BROKEN in host.check_output("forgectl logs inbox --lines=30"), 60)
             assert "found what nobody expected" in runbooks.follow(page, LOOK)
             happening.mended_by(page)
             runbooks.follow(page, MEND)

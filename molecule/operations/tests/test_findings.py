@@ -149,7 +149,7 @@ OF_THE_APP = [
         "F208",
         "inbox",
         "command tidy: its last run failed (exit-code, exit status 1)",
-        "touch /var/lib/inbox/untidy; systemctl start inbox.tidy.service || :",
+        "touch /var/lib/inbox/untidy; systemctl start --wait inbox.tidy.service || :",
         "rm /var/lib/inbox/untidy; systemctl start inbox.tidy.service",
     ),
     Cause(

@@ -36,10 +36,8 @@ systemctl start {UNIT}
 
 
 @pytest.fixture
-def container(host: Host) -> Iterator[None]:
-    """Have a host whose clock is its own to keep, until the machine's is to count again."""
-    podman("exec", CONTAINER, "sh", "-euc", LIKE_A_VM)
-    assert host.check_output("systemctl is-active %s", UNIT) == "active"
+def container() -> Iterator[None]:
+    """Have the clock be the machine's again in the end, whatever happens."""
     yield
     podman("exec", CONTAINER, "sh", "-euc", AS_BEFORE)
 
@@ -49,6 +47,9 @@ def container(host: Host) -> Iterator[None]:
 def test_nobody_keeps_the_clock(fault: FaultContext, host: Host, runbooks: Runbooks) -> None:
     """Somebody stopped it for good: clients notice nothing."""
     with fault("clock not synchronised") as happening:
+        # Whether the machine's clock is synchronised is no matter, so it becomes the host's own in here.
+        podman("exec", CONTAINER, "sh", "-euc", LIKE_A_VM)
+        assert host.check_output("systemctl is-active %s", UNIT) == "active"
         host.check_output("systemctl disable --now %s && systemctl mask %s", UNIT, UNIT)
         happening.told("F607")
         runbooks.follow(PAGE, "What you see")

@@ -73,6 +73,8 @@ GOAWAY = "goaway"
 SERVICE_RESTART = 1012
 UPLOAD_BYTES, UPLOAD_SECONDS = 64_000, 4.0
 DOWNLOAD_BYTES, DOWNLOAD_SECONDS = 400_000, 4.0
+CONNECT_SECONDS = 10.0
+"""Until a client begins anew to connect: of a host that boots, TCP asks less and less often whether it is there."""
 SETTLE_SECONDS = 10.0
 """How long followers may take at the end to see what was acknowledged."""
 JSON_HEADERS = (("accept", "application/json"), ("user-agent", "forge-load"))
@@ -723,7 +725,7 @@ class Load:
     async def connect(self, client: _Client) -> _Connection:
         """Open a connection for a client. Raises OSError, ssl.SSLError or TimeoutError."""
         factory: Callable[[], _Connection] = lambda: (_Http2 if client.protocol == "2" else _Http1)(client)  # noqa: E731
-        async with asyncio.timeout(self.timeout):
+        async with asyncio.timeout(min(self.timeout, CONNECT_SECONDS)):
             _, connection = await asyncio.get_running_loop().create_connection(
                 factory, self.address, self.port, ssl=self._contexts[client.protocol], server_hostname=self.domain
             )
