@@ -1,0 +1,138 @@
+"""What playbooks say and do where a host, its variables or the inventory are not as they expect."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CLEAN = json.dumps({"schema": 1, "verdict": "clean", "findings": []})
+WORD = "Traceback (most recent call last): broken"
+
+
+def play(
+    folder: Path, playbook: Path | str, *options: str, hosts: str = "all: {hosts: {web1: }}"
+) -> subprocess.CompletedProcess[str]:
+    """Run a playbook of the project for hosts that are this machine."""
+    inventory = folder / "hosts.yml"
+    inventory.write_text(hosts)
+    here = ["-e", "ansible_connection=local", "-e", f"ansible_python_interpreter={sys.executable}"]
+    return subprocess.run(
+        [
+            "ansible-playbook",
+            "--inventory",
+            str(inventory),
+            str(playbook),
+            *here,
+            "-e",
+            "ansible_become=false",
+            *options,
+        ],
+        cwd=ROOT,
+        env=os.environ | {"ANSIBLE_NOCOLOR": "1", "PWD": str(folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """What it printed, as one line."""
+    return " ".join((done.stdout + done.stderr).split())
+
+
+def patched(folder: Path, *answers: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    """Run patch.yml with stand-ins for what it calls; `answers` are scripts, of doctor's first call and its others."""
+    programs = folder / "programs"
+    for name in ("sbin", "library"):
+        (programs / name).mkdir(parents=True)
+    first, others = (answers * 2)[:2]
+    scripts = {
+        "forgectl": f"if [ -e {folder}/asked ]; then\n{others}\nelse\ntouch {folder}/asked\n{first}\nfi",
+        "forge-reboot": """echo '{"due": [], "outdated": []}'""",
+    }
+    for name, script in scripts.items():
+        if name not in changes.get("without", ""):
+            (programs / "sbin" / name).write_text(f"#!/bin/sh\n{script}\n")
+            (programs / "sbin" / name).chmod(0o755)
+    (programs / "library" / "stand_in.py").write_text(
+        "from ansible.module_utils.basic import AnsibleModule\n"
+        "free = ('upgrade', 'force_apt_get', 'update_cache', 'lock_timeout')\n"
+        "module = AnsibleModule({name: {} for name in free})\n"
+        f"open({str(folder / 'upgraded')!r}, 'w').close()\n"
+        "module.exit_json(changed=True, stdout='Setting up hello (2.10-3)')\n"
+    )
+    for name in ("playbooks", "roles/base"):
+        shutil.copytree(ROOT / name, programs / name)
+    tasks = programs / "roles/base/tasks/patch.yml"
+    text = tasks.read_text().replace("/usr/local/sbin", f"{programs}/sbin")
+    tasks.write_text(text.replace("ansible.builtin.apt:", "stand_in:").replace("delay: 5", "delay: 0"))
+    shutil.copy(ROOT / "ansible.cfg", programs)
+    shutil.copytree(programs / "library", programs / "playbooks/library")
+    os.environ["ANSIBLE_ROLES_PATH"] = str(programs / "roles")
+    try:
+        return play(
+            folder, programs / "playbooks/patch.yml", "-e", "patience=10", hosts="all: {hosts: {web1: , web2: }}"
+        )
+    finally:
+        del os.environ["ANSIBLE_ROLES_PATH"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (f"echo '{WORD}' >&2; exit 1", f"Found exit code 1 and {WORD}."),
+        ("echo all is well", "Found exit code 0 and all is well."),
+        (":", "Found exit code 0 and no word."),
+        ('echo \'{"findings": [{"code": \'; exit 10', 'Found exit code 10 and {"findings": [{"code":.'),
+        ("exit 2", "Found exit code 2 and non-zero return code."),
+    ],
+)
+def test_no_update_without_an_answer_of_doctor(tmp_path: Path, answer: str, found: str) -> None:
+    """It stops at the first such host, before anything changes, and says what was found and what to do."""
+    done = patched(tmp_path, answer)
+    assert done.returncode
+    assert "Expected what `forgectl doctor --json` says of web1." in said(done)
+    assert found in said(done).replace('\\"', '"')
+    assert "Do: run site.yml" in said(done)
+    assert not (tmp_path / "upgraded").exists()
+    assert "web2" not in done.stdout.partition("PLAY RECAP")[0]
+
+
+def test_no_update_without_forgectl(tmp_path: Path) -> None:
+    done = patched(tmp_path, ":", without="forgectl")
+    assert done.returncode
+    assert "Expected what `forgectl doctor --json` says of web1." in said(done)
+    assert not (tmp_path / "upgraded").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (f"echo '{WORD}' >&2; exit 1", f"Found: exit code 1 and {WORD}."),
+        ("echo all is well", "Found: exit code 0 and all is well."),
+        (":", "Found: exit code 0 and no word."),
+    ],
+)
+def test_a_host_whose_doctor_says_nothing_after_the_update_is_the_last(tmp_path: Path, answer: str, found: str) -> None:
+    done = patched(tmp_path, f"echo '{CLEAN}'", answer)
+    assert done.returncode
+    assert (tmp_path / "upgraded").exists()
+    assert "web1 did not come back clean" in said(done)
+    assert found in said(done)
+    assert "Do: `sudo forgectl doctor`" in said(done)
+    assert "web2" not in done.stdout.partition("PLAY RECAP")[0]
+
+
+def test_hosts_that_stay_clean_are_all_updated(tmp_path: Path) -> None:
+    done = patched(tmp_path, f"echo '{CLEAN}'")
+    assert not done.returncode, done.stdout + done.stderr
+    assert done.stdout.count("hello (2.10-3)") == 2
