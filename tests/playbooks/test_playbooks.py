@@ -136,3 +136,29 @@ def test_hosts_that_stay_clean_are_all_updated(tmp_path: Path) -> None:
     done = patched(tmp_path, f"echo '{CLEAN}'")
     assert not done.returncode, done.stdout + done.stderr
     assert done.stdout.count("hello (2.10-3)") == 2
+
+
+PLAYBOOKS = sorted(path.name for path in (ROOT / "playbooks").glob("*.yml"))
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS)
+def test_a_run_without_a_host_is_an_error(tmp_path: Path, playbook: str) -> None:
+    """Rather than a success that did nothing."""
+    done = play(tmp_path, f"playbooks/{playbook}", hosts="all: {hosts: {}}")
+    assert done.returncode, said(done)
+    assert "Expected: a host in the inventory. Found: none. Do: " in said(done)
+
+
+@pytest.mark.parametrize(
+    "options", [("--inventory", "/nowhere/hosts.yml"), ("--limit", "web1,wbe2"), ("--limit", "wbe2")]
+)
+def test_hosts_that_are_not_there_are_an_error(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Also beside others that are: whoever names them wants them."""
+    done = play(tmp_path, "playbooks/maintenance.yml", "--list-hosts", *options)
+    assert done.returncode, said(done)
+
+
+def test_a_playbook_is_checked_without_hosts(tmp_path: Path) -> None:
+    """As tools do that know no inventory."""
+    done = play(tmp_path, "site.yml", "--syntax-check", hosts="all: {hosts: {}}")
+    assert not done.returncode, said(done)
