@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -162,3 +163,38 @@ def test_a_playbook_is_checked_without_hosts(tmp_path: Path) -> None:
     """As tools do that know no inventory."""
     done = play(tmp_path, "site.yml", "--syntax-check", hosts="all: {hosts: {}}")
     assert not done.returncode, said(done)
+
+
+BAD = (
+    "all: {hosts: {web1: {ansible_become: true, ansible_become_password: '{{ nowhere }}'}, "
+    "web2: {ansible_connection: ssh, ansible_host: 192.0.2.1}}}"
+)
+
+
+@pytest.mark.parametrize("host", ["web1", "web2"])
+def test_doctor_never_says_of_a_host_that_it_does_not_know_that_it_is_well(tmp_path: Path, host: str) -> None:
+    """Whatever findings are worth: that nobody could ask it is none."""
+    inventory = BAD.replace("ansible_host", "ansible_timeout: 1, ansible_host")
+    here = ("-e", f"page={tmp_path}/page.html", "-e", "fail_on=never", "--limit", host)
+    (tmp_path / "hosts.yml").write_text(inventory)
+    done = subprocess.run(
+        ["ansible-playbook", "--inventory", f"{tmp_path}/hosts.yml", "playbooks/doctor.yml", *here],
+        cwd=ROOT,
+        env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode, said(done)
+    assert re.search(rf"^{host} +unknown +", done.stdout, re.MULTILINE), said(done)
+    assert "failed=1" in done.stdout
+    assert '<span class="badge unknown">unknown</span>' in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("value", ["Never", "none", "", "clean"])
+def test_doctor_refuses_what_it_does_not_know_before_it_asks(tmp_path: Path, value: str) -> None:
+    done = play(tmp_path, "playbooks/doctor.yml", "-e", f"fail_on={value}", "-e", f"page={tmp_path}/page.html")
+    assert done.returncode
+    assert "Expected: fail_on=warning, critical or never. Found: fail_on=" + value in said(done)
+    assert "Ask each host" not in done.stdout
