@@ -198,3 +198,36 @@ def test_doctor_refuses_what_it_does_not_know_before_it_asks(tmp_path: Path, val
     assert done.returncode
     assert "Expected: fail_on=warning, critical or never. Found: fail_on=" + value in said(done)
     assert "Ask each host" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "whole"),
+    [
+        ((), True),
+        (("--skip-tags", "elsewhere"), True),
+        (("--tags", "base"), False),
+        (("--skip-tags", "base"), False),
+        (("--start-at-task", "Begin"), False),
+        (("--start-at-task", "B*", "--tags", "all"), False),
+    ],
+)
+def test_only_a_run_of_all_is_written_down_as_one(tmp_path: Path, options: tuple[str, ...], whole: bool) -> None:
+    """One that left tasks out, however, does not vouch for what they would have put right."""
+    shutil.copytree(ROOT / "roles/forgectl/tasks", tmp_path / "roles/forgectl/tasks")
+    forgectl = tmp_path / "forgectl"
+    forgectl.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\necho \'{{"changed": false}}\'\n')
+    forgectl.chmod(0o755)
+    tasks = tmp_path / "roles/forgectl/tasks/provisioned.yml"
+    tasks.write_text(tasks.read_text().replace("/usr/local/sbin/forgectl", str(forgectl)))
+    (tmp_path / "roles/base/tasks").mkdir(parents=True)
+    (tmp_path / "roles/base/tasks/main.yml").write_text("- name: Begin\n  ansible.builtin.meta: noop\n")
+    (tmp_path / "play.yml").write_text(
+        "- hosts: all\n  gather_facts: false\n  vars: {forge_host: {time: 1.5, manifest: true}}\n"
+        "  roles: [{role: base, tags: [base]}]\n"
+        "  post_tasks:\n    - ansible.builtin.import_role: {name: forgectl, tasks_from: provisioned}\n"
+        "      tags: [always]\n"
+    )
+    done = play(tmp_path, tmp_path / "play.yml", *options)
+    assert not done.returncode, said(done)
+    called = (tmp_path / "called").read_text().split()
+    assert called == ["provisioned", "--json", "--since", "1.5", *(["--whole"] if whole else [])]
