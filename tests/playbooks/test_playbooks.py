@@ -90,18 +90,18 @@ def patched(folder: Path, *answers: str, **changes: str) -> subprocess.Completed
 @pytest.mark.parametrize(
     ("answer", "found"),
     [
-        (f"echo '{WORD}' >&2; exit 1", f"Found exit code 1 and {WORD}."),
-        ("echo all is well", "Found exit code 0 and all is well."),
-        (":", "Found exit code 0 and no word."),
-        ('echo \'{"findings": [{"code": \'; exit 10', 'Found exit code 10 and {"findings": [{"code":.'),
-        ("exit 2", "Found exit code 2 and non-zero return code."),
+        (f"echo '{WORD}' >&2; exit 1", f"Found: exit code 1 and {WORD}."),
+        ("echo all is well", "Found: exit code 0 and all is well."),
+        (":", "Found: exit code 0 and no word."),
+        ('echo \'{"findings": [{"code": \'; exit 10', 'Found: exit code 10 and {"findings": [{"code":.'),
+        ("exit 2", "Found: exit code 2 and no"),
     ],
 )
 def test_no_update_without_an_answer_of_doctor(tmp_path: Path, answer: str, found: str) -> None:
     """It stops at the first such host, before anything changes, and says what was found and what to do."""
     done = patched(tmp_path, answer)
     assert done.returncode
-    assert "Expected what `forgectl doctor --json` says of web1." in said(done)
+    assert "Expected: what `forgectl doctor --json` says of web1." in said(done)
     assert found in said(done).replace('\\"', '"')
     assert "Do: run site.yml" in said(done)
     assert not (tmp_path / "upgraded").exists()
@@ -111,7 +111,7 @@ def test_no_update_without_an_answer_of_doctor(tmp_path: Path, answer: str, foun
 def test_no_update_without_forgectl(tmp_path: Path) -> None:
     done = patched(tmp_path, ":", without="forgectl")
     assert done.returncode
-    assert "Expected what `forgectl doctor --json` says of web1." in said(done)
+    assert "Expected: what `forgectl doctor --json` says of web1." in said(done)
     assert not (tmp_path / "upgraded").exists()
 
 
