@@ -260,10 +260,11 @@ def test_a_day_is_drawn() -> None:
         assert mark == "M144,0 L144,100"
         (unread,) = [rect for rect in plot.iter("rect") if rect.get("class") == "unread"]
         assert unread.get("width") == "72"
-        assert len([rect for rect in plot.iter("rect") if rect.get("class") == "hover"]) == 48
+        (hover,) = [group for group in plot.iter("g") if group.get("class") == "hover"]
+        assert len(hover) == 24
     assert "Requests before 18:00 are not counted" in html
     told = [title.text or "" for title in errors.iter("title")]
-    assert "20:00 to 20:30: 60 x 5xx, 6 x 4xx" in told
+    assert "20:00 to 21:00: 60 x 5xx, 12 x 4xx" in told
 
 
 def test_an_app_that_nobody_asks_is_drawn() -> None:
