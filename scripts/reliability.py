@@ -1,6 +1,6 @@
 """Cause every fault on a host of each distribution; keep what clients saw, what doctor said and how it healed.
 
-Writes the tables of docs/reliability.md, and every figure in .cache/reliability/results.jsonl. What is expected of each
+Writes the table of docs/reliability.md, and every figure in .cache/reliability/results.jsonl. What is expected of each
 fault is in molecule/shared/testing/forge_reliability.py, and the tests hold it to that: a fault that was not seen, or
 not as expected, leaves no table.
 """
@@ -30,8 +30,9 @@ Line = dict[str, Any]
 Lines = dict[tuple[str, str], Line]
 """What the tests wrote, by distribution and fault."""
 Rows = dict[tuple[str, str], list[str]]
-"""Rows of the tables, by the same."""
-COLUMNS = 5
+"""Rows of the table, by the same."""
+HEAD = "fault | on | measured | clients saw | doctor said | healed | acknowledged events, lost"
+COLUMNS = HEAD.count("|") + 1
 
 
 def cause(distribution: str, results: Path) -> None:
@@ -67,35 +68,37 @@ def read(text: str, *, whole: bool = True) -> Lines:
 
 
 def kept(text: str) -> Rows:
-    """Take the rows of tables that were written before."""
+    """Take the rows of a table that was written before."""
     found = {}
-    for distribution, name in DISTRIBUTIONS.items():
-        section = text.partition(f"### {name}\n")[2].partition("###")[0]
-        for each in section.splitlines():
-            cells = each.removeprefix("| ").removesuffix(" |").split(" | ")
-            if cells[0] in FAULTS and len(cells) == COLUMNS:
-                found[distribution, cells[0]] = cells
+    distributions = {name: distribution for distribution, name in DISTRIBUTIONS.items()}
+    for each in text.splitlines():
+        cells = each.removeprefix("| ").removesuffix(" |").split(" | ")
+        if len(cells) == COLUMNS and cells[0] in FAULTS and cells[1] in distributions:
+            found[distributions[cells[1]], cells[0]] = cells
     return found
 
 
-def tables(lines: Lines, earlier: Rows | None = None) -> str:
-    """Return the section in Markdown, with the rows of earlier runs where these have none."""
-    head = "fault | clients saw | doctor said | healed | acknowledged events, lost"
-    parts = [f"{datetime.now(UTC):%Y-%m-%d}."]
-    for distribution, name in DISTRIBUTIONS.items():
-        rows = {fault: cells for (where, fault), cells in (earlier or {}).items() if where == distribution}
-        rows |= {fault: row(line) for (where, fault), line in lines.items() if where == distribution}
-        if rows:
-            shown = [rows[fault] for fault in FAULTS if fault in rows]
-            parts += [f"### {name}", page.table(head, shown, numbers=False)]
-        if missing := [fault for fault in FAULTS if fault not in rows]:
-            parts.append(f"Not caused on {name}: {', '.join(missing)}.")
-    return "\n\n".join(parts)
+def table(lines: Lines, earlier: Rows | None = None) -> str:
+    """Return the section in Markdown, with the rows of earlier runs where these have none.
+
+    Each says where and when it was measured, and above them stands how many there are and which are not.
+    """
+    rows = (earlier or {}) | {key: row(line) for key, line in lines.items()}
+    shown = [rows[where, fault] for fault in FAULTS for where in DISTRIBUTIONS if (where, fault) in rows]
+    parts = []
+    for where, name in DISTRIBUTIONS.items():
+        missing = [fault for fault in FAULTS if (where, fault) not in rows]
+        said = f"{name}: {len(FAULTS) - len(missing)} of {len(FAULTS)} faults were caused"
+        parts.append(f"{said}; not {', '.join(missing)}." if missing else f"{said}.")
+    return "\n\n".join([*parts, page.table(HEAD, shown, numbers=False)])
 
 
 def row(line: Line) -> list[str]:
     """Say in words what one fault did."""
-    return [line["fault"], clients(line), doctor(line), healed(line), f"{line['acknowledged']}, {line['lost']}"]
+    # Lines of earlier days do not say when they were written.
+    where, at = DISTRIBUTIONS[line["distribution"]], line.get("at") or f"by {datetime.now(UTC):%Y-%m-%d}"
+    events = f"{line['acknowledged']}, {line['lost']}"
+    return [line["fault"], where, at, clients(line), doctor(line), healed(line), events]
 
 
 def clients(line: Line) -> str:
@@ -139,7 +142,7 @@ def main() -> int:
                 cause(distribution, results)
         lines = read(results.read_text() if results.exists() else "", whole=not arguments.results)
         # All of them are of this run, or each of its last one.
-        page.write("reliability", tables(lines, kept(PAGE.read_text()) if arguments.results else None), PAGE)
+        page.write("reliability", table(lines, kept(PAGE.read_text()) if arguments.results else None), PAGE)
         print(f"done: {PAGE}, {results}")
 
     return int(guarded(work, "Stopped."))

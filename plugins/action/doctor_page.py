@@ -1,7 +1,7 @@
 """Judge what all hosts answered to `doctor_ask`, print a table, and write the page.
 
 Arguments: `answers`, the result of that task by host; `page`, the file to write; `fail_on`, the least verdict that
-makes a host `ill`: warning, critical or never. One of which nobody knows how it is counts as critical. Returns `page`;
+makes a host `ill`: warning, critical or never. One of which nobody knows how it is always is. Returns `page`;
 `ill`, the verdict of each such host; and all `verdicts` by host.
 """
 
@@ -23,7 +23,8 @@ if _UTILS not in ansible.module_utils.__path__:
 from ansible.module_utils.doctor_page import answers, page  # noqa: E402
 
 FAILING: dict[str, tuple[answers.Verdict, ...]] = {
-    "never": (),
+    # What hosts find may be for people to read; that one could not be asked is no finding.
+    "never": ("unknown",),
     "critical": ("critical", "unknown"),
     "warning": ("critical", "unknown", "warning"),
 }

@@ -1242,6 +1242,20 @@ class TestDrift:
         sight.states["nginx.service"] = {"NeedDaemonReload": "yes"}
         assert "NeedDaemonReload=yes" in only(drift.files, sight).title
 
+    @pytest.mark.parametrize("look", [slot_checks.services, slot_checks.sockets, drift.files])
+    def test_what_a_cutover_changed_meanwhile_is_not_said(
+        self, sight: Canned, layout: Layout, released: Path, change: Callable[..., None], look: Look
+    ) -> None:
+        """The state is read before what it tells of, and all of that may be another's by then."""
+        live = sight.apps[0].live
+        sight.states |= {"inbox@blue.service": {"ActiveState": "inactive"}, "inbox@blue.socket": {"ActiveState": "x"}}
+        layout.drop_in("blue").write_text("[Service]\nMemoryMax=1G\n")
+        replace_symlink(layout.live, "green.sock")
+        assert codes(look, sight) != []
+        change(live=msgspec.structs.replace(live, slot="green"))
+        assert codes(look, sight) == []
+        assert released.exists()
+
     @pytest.mark.usefixtures("released")
     def test_settings_that_no_release_has(self, layout: Layout) -> None:
         """Those of any release on the host will do: after a rollback the newest are not live."""

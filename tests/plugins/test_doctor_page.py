@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -251,17 +252,19 @@ def test_a_day_is_drawn() -> None:
     (line,) = [path.get("d") or "" for path in latency.iter("path") if path.get("class") == "line p99"]
     assert line.count("M") == 2
     (bars,) = [path.get("d") or "" for path in errors.iter("path") if path.get("class") == "bars e5xx"]
-    assert [float(x) for x in re.findall(r"M([\d.]+),", bars)] == [100.0, 101.0]
+    # The outline of both: up, along each, and down again.
+    assert re.fullmatch(r"M100,100v-([\d.]+)h1 1v\1z", bars)
     assert "200 MiB now, up to 200 of 512 MiB" in html
     for plot in (requests, latency, errors, memory):
         (mark,) = [path.get("d") for path in plot.iter("path") if path.get("class") == "bad mark"]
         assert mark == "M144,0 L144,100"
         (unread,) = [rect for rect in plot.iter("rect") if rect.get("class") == "unread"]
         assert unread.get("width") == "72"
-        assert len([rect for rect in plot.iter("rect") if rect.get("class") == "hover"]) == 48
+        (hover,) = [group for group in plot.iter("g") if group.get("class") == "hover"]
+        assert len(hover) == 24
     assert "Requests before 18:00 are not counted" in html
     told = [title.text or "" for title in errors.iter("title")]
-    assert "20:00 to 20:30: 60 x 5xx, 6 x 4xx" in told
+    assert "20:00 to 21:00: 60 x 5xx, 12 x 4xx" in told
 
 
 def test_an_app_that_nobody_asks_is_drawn() -> None:
@@ -309,3 +312,27 @@ def test_the_worst_is_first() -> None:
 def test_an_axis_ends_a_little_above_the_largest_value(most: float, top: float) -> None:
     """With a number that is easy to halve."""
     assert plots._top([most, None]) == pytest.approx(top)
+
+
+def test_a_page_of_many_hosts_can_be_sent() -> None:
+    """Also where nothing of their day is even."""
+    chance = random.Random(1)  # noqa: S311 - figures of a drawing
+
+    def spread(most: float) -> list[float]:
+        return [most * chance.random() for _ in range(STEPS)]
+
+    def uneven() -> dict[str, Any]:
+        counts = [int(each) for each in spread(90000)]
+        errors = [int(each) for each in spread(40)]
+        p50, p95, p99 = ([least + each for each in spread(least)] for least in (0.01, 0.05, 0.2))
+        answers_of = {"2xx": counts, "3xx": counts, "4xx": errors, "5xx": errors}
+        memory = [int(each) for each in spread(400 << 20)]
+        return app_day(requests=counts, answers=answers_of, p50=p50, p95=p95, p99=p99, memory=memory)
+
+    hosts = [answers.read(f"web{number}", answer(report(), day(inbox=uneven()))) for number in range(20)]
+    html = page.html(hosts, AT)
+    assert len(html.encode()) / 20 < 30_000
+    # A line has all its points, where they belong to within less than a pixel.
+    requests = drawings(html)[0]
+    (line,) = [path.get("d") or "" for path in requests.iter("path") if path.get("class") == "line requests"]
+    assert len(re.findall(r"-?[\d.]+", line)) >= STEPS

@@ -1,4 +1,4 @@
-"""The tables of `make reliability`: every fault on every distribution, or none of it."""
+"""The table of `make reliability`: every fault on every distribution, or none of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def line(**changes: Any) -> dict[str, Any]:
     return {
         "fault": "host rebooted",
         "distribution": "trixie",
+        "at": "2026-01-15",
         "requests": 900,
         "failed": 0,
         "kinds": {},
@@ -38,12 +39,12 @@ def results() -> str:
 
 
 def test_every_fault_has_a_row_for_each_distribution() -> None:
-    text = reliability.tables(reliability.read(results()))
-    for name in reliability.DISTRIBUTIONS.values():
-        rows = text.partition(f"### {name}\n")[2].partition("###")[0]
-        assert [each.split(" | ")[0].removeprefix("| ") for each in rows.splitlines() if each[:2] == "| "][2:] == [
-            *FAULTS
-        ]
+    text = reliability.table(reliability.read(results()))
+    rows = [each.removeprefix("| ").split(" | ")[:3] for each in text.splitlines() if each[:2] == "| "][2:]
+    names = reliability.DISTRIBUTIONS.values()
+    assert rows == [[fault, name, "2026-01-15"] for fault in FAULTS for name in names]
+    for name in names:
+        assert f"{name}: {len(FAULTS)} of {len(FAULTS)} faults were caused." in text
 
 
 def test_a_fault_that_was_not_seen_leaves_no_table() -> None:
@@ -61,6 +62,8 @@ def test_the_last_time_counts() -> None:
 def test_what_clients_saw_is_told_in_words() -> None:
     assert reliability.row(line()) == [
         "host rebooted",
+        "Debian 13",
+        "2026-01-15",
         "nothing",
         "nothing: it was over",
         "alone: clients in 0 s, doctor clean in 2.5 s",
@@ -74,15 +77,33 @@ def test_what_clients_saw_is_told_in_words() -> None:
 
 
 def test_rows_of_a_part_stand_beside_those_of_earlier_runs() -> None:
-    """A row that is there stays as it is until its fault was seen again; what was never seen is named."""
+    """A row that is there keeps its day until its fault was seen again; what was never seen is named."""
     seen = {("trixie", "host rebooted"): line(), ("trixie", "disk full"): line(fault="disk full")}
-    first = reliability.tables(seen)
-    again = {("trixie", "host rebooted"): line(acknowledged=7), ("bookworm", "/tmp full"): line(fault="/tmp full")}
-    text = reliability.tables(again, reliability.kept(first))
-    trixie = text.partition("### Debian 13\n")[2]
-    assert "| disk full | nothing | nothing: it was over |" in trixie
-    assert [row.split(" | ")[-1] for row in trixie.splitlines() if "host rebooted" in row[:20]] == ["7, 0 |"]
-    missing = text.partition("Not caused on Debian 13: ")[2]
-    assert missing
+    first = reliability.table(seen)
+    later = {"at": "2026-02-01"}
+    again = {
+        ("trixie", "host rebooted"): line(acknowledged=7, **later),
+        ("bookworm", "/tmp full"): line(fault="/tmp full", distribution="bookworm", **later),
+    }
+    text = reliability.table(again, reliability.kept(first))
+    rows = [each for each in text.splitlines() if each[:2] == "| "][2:]
+    assert len(rows) == 3
+    assert "| disk full | Debian 13 | 2026-01-15 | nothing | nothing: it was over |" in text
+    assert "| /tmp full | Debian 12 | 2026-02-01 | nothing |" in text
+    assert [row.split(" | ")[2::4] for row in rows if "host rebooted" in row] == [["2026-02-01", "7, 0 |"]]
+    assert f"Debian 12: 1 of {len(FAULTS)} faults were caused; not a worker eats" in text
+    missing = text.partition(f"Debian 13: 2 of {len(FAULTS)} faults were caused; not ")[2].splitlines()[0]
+    assert "/tmp full" in missing
     assert "disk full" not in missing
-    assert "/tmp full" in text.partition("### Debian 12\n")[2].partition("Not caused")[0]
+
+
+def test_a_line_without_a_day_is_of_no_later_than_today() -> None:
+    undated = line()
+    del undated["at"]
+    assert reliability.row(undated)[2].startswith("by 20")
+
+
+def test_the_page_is_as_the_table_is_written() -> None:
+    """Whatever is in it comes back, so that no row is lost when a part is measured anew."""
+    text = reliability.PAGE.read_text()
+    assert reliability.table({}, reliability.kept(text)) in text

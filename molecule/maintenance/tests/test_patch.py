@@ -122,7 +122,7 @@ def test_a_host_without_doctor_is_refused(host: Host, doctor: Doctor) -> None:
     package, newer = publish(host)
     refused = playbook(name=PATCH)
     assert refused.returncode != 0
-    assert "Found a host that does not know it. Run site.yml first." in " ".join(refused.stdout.split())
+    assert "Do: run site.yml, which installs forgectl" in " ".join(refused.stdout.split())
     assert (changed(refused), version(host, package).endswith(newer)) == (0, False)
 
 

@@ -124,6 +124,7 @@ class Fault(Event):
         return {
             "fault": self.name,
             "distribution": distribution,
+            "at": time.strftime("%Y-%m-%d", time.gmtime(self.began)),
             "seconds": round(self.ended - self.began, 1),
             "requests": len(self.inside),
             "failed": len(self.hurt),

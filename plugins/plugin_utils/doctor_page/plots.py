@@ -13,7 +13,9 @@ from .answers import AppDay, Day
 
 # Of the drawing, which is stretched to whatever room there is; lines keep their width.
 WIDTH, HEIGHT = 288.0, 100.0
-HOVER_STEPS = 6
+HOVER_STEPS = 12
+# The height of one error among very many.
+LEAST_BAR = 0.5
 TICK_HOURS = 4
 NICE = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 MIB = 1024 * 1024
@@ -87,8 +89,7 @@ class _Scene:
             Markup('<svg viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">').format(
                 _number(WIDTH), _number(HEIGHT), label
             ),
-            *(_line("grid", x, 0, x, HEIGHT) for x in (self.x_of(each.isoformat()) for each in self.hours)),
-            *(_line("grid", 0, y, WIDTH, y) for y in (0.0, HEIGHT / 2, HEIGHT)),
+            self._grid(),
             self._unread(),
             shapes,
             *self._marks(),
@@ -96,6 +97,11 @@ class _Scene:
             Markup("</svg>"),
         ]
         return Markup("").join(parts)
+
+    def _grid(self) -> Markup:
+        down = "".join(f"M{_number(self.x_of(each.isoformat()))} 0v{_number(HEIGHT)}" for each in self.hours)
+        across = "".join(f"M0 {_number(y)}h{_number(WIDTH)}" for y in (0.0, HEIGHT / 2, HEIGHT))
+        return Markup('<path class="grid" d="{}"/>').format(down + across)
 
     def _unread(self) -> Markup:
         width = self.x_of(self.app.complete_from)
@@ -111,15 +117,15 @@ class _Scene:
             yield _line("bad mark" if each.outcome in ENDED_BADLY else "mark", x, 0, x, HEIGHT)
 
     def _hover(self, tell: Callable[[int, int], str]) -> Iterator[Markup]:
+        yield Markup('<g class="hover">')
         for first in range(0, self.steps, HOVER_STEPS):
             last = min(self.steps, first + HOVER_STEPS)
             span = f"{self.begun + first * self.step:%H:%M} to {self.begun + last * self.step:%H:%M}"
-            yield Markup('<rect class="hover" x="{}" y="0" width="{}" height="{}"><title>{}</title></rect>').format(
-                _number(self.x(first)),
-                _number(self.x(last - first)),
-                _number(HEIGHT),
-                f"{span}: {tell(first, last)}",
+            left, right, down = map(_number, (self.x(first), self.x(last), HEIGHT))
+            yield Markup('<path d="M{} 0H{}V{}H{}z"><title>{}</title></path>').format(
+                left, right, down, left, f"{span}: {tell(first, last)}"
             )
+        yield Markup("</g>")
 
 
 def _requests(scene: _Scene, at: datetime) -> Plot:
@@ -201,36 +207,94 @@ def _runs(values: Series) -> Iterator[tuple[int, list[float]]]:
             run = []
 
 
-def _points(scene: _Scene, first: int, run: Sequence[float], top: float) -> list[str]:
-    return [f"{_number(scene.x(first + number + 0.5))},{_number(_y(value, top))}" for number, value in enumerate(run)]
+class _Pen:
+    """A path in as few characters as there can be, since a page has many: each point says how far it is from the last.
+
+    What is rounded is the place of each, so that nothing adds up.
+    """
+
+    def __init__(self) -> None:
+        self.drawn = ""
+        self._x, self._y = 0.0, 0.0
+        self._how = ""
+
+    def move(self, x: float, y: float) -> None:
+        """Begin anew."""
+        self._x, self._y = _placed(x, y)
+        self.drawn += f"M{_number(self._x)},{_number(self._y)}"
+        self._how = ""
+
+    def line(self, x: float, y: float) -> None:
+        """Go on."""
+        x, y = _placed(x, y)
+        across, down = _number(x - self._x), _number(y - self._y)
+        self._x, self._y = x, y
+        if down in ("0", "-0"):
+            # Between bars that are as high there is no way.
+            if across not in ("0", "-0"):
+                self._add("h", across)
+        elif across in ("0", "-0"):
+            self._add("v", down)
+        else:
+            self._add("l", across, down)
+
+    def _add(self, how: str, *ways: str) -> None:
+        if how != self._how:
+            self.drawn += how
+            self._how = how
+        for way in ways:
+            # A minus parts numbers as well as a space does.
+            self.drawn += way if self.drawn.endswith(how) or way.startswith("-") else f" {way}"
+
+    def close(self) -> None:
+        """Go back to where it began."""
+        self.drawn += "z"
+
+
+def _placed(x: float, y: float) -> tuple[float, float]:
+    """Where a point is drawn: half a unit down is less than a pixel."""
+    return round(x, 1), round(2 * y) / 2
 
 
 def _path(name: str, scene: _Scene, values: Series, top: float) -> Markup:
     """A line; one value between two gaps is a short one."""
-    drawn = []
+    pen = _Pen()
     for first, run in _runs(values):
-        points = _points(scene, first, run, top)
-        drawn.append(f"M{' L'.join(points)}" + (f" h{_number(scene.x(0.5))}" if len(run) == 1 else ""))
-    return Markup('<path class="line {}" d="{}"/>').format(name, " ".join(drawn)) if drawn else Markup("")
+        for number, value in enumerate(run):
+            (pen.line if number else pen.move)(scene.x(first + number + 0.5), _y(value, top))
+        if len(run) == 1:
+            pen.line(scene.x(first + 1), _y(run[0], top))
+    return _shape("line", name, pen)
 
 
 def _area(name: str, scene: _Scene, values: Series, top: float) -> Markup:
-    drawn = []
+    pen = _Pen()
     for first, run in _runs(values):
-        left, right = scene.x(first + 0.5), scene.x(first + len(run) - 0.5)
-        points = " L".join(_points(scene, first, run, top))
-        drawn.append(f"M{_number(left)},{_number(HEIGHT)} L{points} L{_number(right)},{_number(HEIGHT)} Z")
-    return Markup('<path class="area {}" d="{}"/>').format(name, " ".join(drawn)) if drawn else Markup("")
+        pen.move(scene.x(first + 0.5), HEIGHT)
+        for number, value in enumerate(run):
+            pen.line(scene.x(first + number + 0.5), _y(value, top))
+        pen.line(scene.x(first + len(run) - 0.5), HEIGHT)
+        pen.close()
+    return _shape("area", name, pen)
 
 
 def _bars(name: str, scene: _Scene, values: Sequence[int], top: float) -> Markup:
-    wide = _number(scene.x(1))
-    drawn = [
-        f"M{_number(scene.x(number))},{_number(HEIGHT)} V{_number(_y(value, top))} h{wide} V{_number(HEIGHT)} Z"
-        for number, value in enumerate(values)
-        if value
-    ]
-    return Markup('<path class="bars {}" d="{}"/>').format(name, " ".join(drawn)) if drawn else Markup("")
+    """The outline of the bars that stand together."""
+    pen = _Pen()
+    for first, run in _runs([value or None for value in values]):
+        pen.move(scene.x(first), HEIGHT)
+        for number, value in enumerate(run):
+            # However few there are among many, they are seen.
+            high = min(_y(value, top), HEIGHT - LEAST_BAR)
+            pen.line(scene.x(first + number), high)
+            pen.line(scene.x(first + number + 1), high)
+        pen.line(scene.x(first + len(run)), HEIGHT)
+        pen.close()
+    return _shape("bars", name, pen)
+
+
+def _shape(kind: str, name: str, pen: _Pen) -> Markup:
+    return Markup('<path class="{} {}" d="{}"/>').format(kind, name, pen.drawn) if pen.drawn else Markup("")
 
 
 def _line(name: str, x1: float, y1: float, x2: float, y2: float) -> Markup:

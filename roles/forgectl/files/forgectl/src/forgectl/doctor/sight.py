@@ -88,6 +88,16 @@ class AppSight:
             raise Unseen(f"{self.name} has no live release")
         return self.state.live
 
+    def moved(self) -> bool:
+        """Whether its state is another than when it was read, as after a cutover: what was seen since may be of either.
+
+        A command says in the state that it begins before it changes anything.
+        """
+        try:
+            return state.load(self.layout) != self.state
+        except (ForgeError, OSError):
+            return True
+
     @property
     def service(self) -> str:
         """The unit of its live slot."""

@@ -59,7 +59,7 @@ def _of_app(sight: Sight, app: AppSight) -> Iterator[Finding]:
     stale = [unit for unit in _units(app) if sight.unit(unit).get("NeedDaemonReload") == "yes"]
     if stale:
         evidence.append(f"systemd has {', '.join(stale)} as before their files changed (NeedDaemonReload=yes)")
-    if evidence:
+    if evidence and not app.moved():
         title = f"its units are not as its releases say: {evidence[0]}"
         yield Finding("F006", app.name, title, tuple(evidence), f"sudo forgectl recycle {app.name}")
     if app.described and app.in_service and (waiting := _unreleased(app)):

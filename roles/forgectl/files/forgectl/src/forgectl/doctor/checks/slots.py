@@ -30,6 +30,8 @@ def services(sight: Sight) -> Iterator[Finding]:
         facts = f"{app.service}: {state} ({unit['SubState']}, {unit['Result']}), restarted {restarts} times"
         mend = f"sudo forgectl rollback {app.name}"
         if state not in ("active", "reloading"):
+            if app.moved():
+                continue
             words = sight.last_words(app.service, 5)
             if missing := next((line for line in reversed(words) if any(each in line for each in MISSING)), ""):
                 title = f"a variable that it needs does not arrive, and its service does not start: {missing}"
@@ -54,7 +56,7 @@ def readiness(sight: Sight) -> Iterator[Finding]:
             continue
         path = app.layout.socket(app.live.slot)
         status = asking.probe(path, its.ready_path, its.domain, PROBE_SECONDS * sight.patience)
-        if status != 200:
+        if status != 200 and not app.moved():
             answers = (
                 f"answers {status}" if status else f"does not answer within {PROBE_SECONDS * sight.patience:.1f} s"
             )
@@ -67,7 +69,7 @@ def sockets(sight: Sight) -> Iterator[Finding]:
     """F203: the listener of the live slot, and the link that Nginx follows."""
     for app in sight.serving:
         problems = list(_socket_problems(sight, app))
-        if problems:
+        if problems and not app.moved():
             # A link is put right without a new slot; a listener is not.
             linked = all(each.startswith(f"{app.layout.live} ") for each in problems)
             mend = f"sudo forgectl {'boot' if linked else 'recycle'} {app.name}"
