@@ -26,7 +26,7 @@ ALONE = ("secrets", "release")
 """Scenarios that need the machine to themselves: no request may fail while they move the traffic again and again."""
 ALONE_IN_FULL = (*ALONE, "apps")
 """Those that do with their exhaustive tests, which compare latencies."""
-FIRST_LANE = ("default", "certificates", "alternative")
+FIRST_LANE = ("default", "certificates", "alternative", "logs", "maintenance")
 """The rest is the second lane. Hosts have the same names on every distribution, so a scenario is in one of them."""
 # The last line of a pytest run, such as "== 2 failed, 31 passed in 4.05s ==".
 SUMMARY = re.compile(r"^[\s│]*=*\s*((?:\d+ [a-z]+(?:, )?)+) in [\d.]+s", re.MULTILINE)

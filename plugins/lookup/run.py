@@ -27,17 +27,17 @@ class LookupModule(LookupBase):  # type: ignore[misc]
             AnsibleLookupError: there is no host; but whoever only checks the syntax needs none.
         """
         known = variables or {}
-        answers = {"hosts": lambda: _hosts(known), "whole": lambda: _whole(known)}
-        return [answers[term]() for term in terms]
+        answers = {"hosts": _hosts, "whole": _whole}
+        return [answers[term](known) for term in terms]
 
 
-def _hosts(variables: dict[str, Any]) -> str:
+def _hosts(variables: dict[str, Any]) -> Any:
     if not (variables.get("groups") or {}).get("all") and not context.CLIARGS.get("syntax"):
         raise AnsibleLookupError(NONE)
     return "all"
 
 
-def _whole(variables: dict[str, Any]) -> bool:
+def _whole(variables: dict[str, Any]) -> Any:
     # Each role has its name for a tag.
     skipped = {*variables["ansible_skip_tags"]} & {*variables["ansible_play_role_names"], "always"}
     left_out = skipped or context.CLIARGS.get("start_at_task") or context.CLIARGS.get("step")
