@@ -5,6 +5,7 @@ Ansible itself takes a run without a host for a success, and has no variable for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ansible import context
@@ -27,17 +28,17 @@ class LookupModule(LookupBase):  # type: ignore[misc]
             AnsibleLookupError: there is no host; but whoever only checks the syntax needs none.
         """
         known = variables or {}
-        answers = {"hosts": _hosts, "whole": _whole}
+        answers: dict[str, Callable[[dict[str, Any]], Any]] = {"hosts": _hosts, "whole": _whole}
         return [answers[term](known) for term in terms]
 
 
-def _hosts(variables: dict[str, Any]) -> Any:
+def _hosts(variables: dict[str, Any]) -> str:
     if not (variables.get("groups") or {}).get("all") and not context.CLIARGS.get("syntax"):
         raise AnsibleLookupError(NONE)
     return "all"
 
 
-def _whole(variables: dict[str, Any]) -> Any:
+def _whole(variables: dict[str, Any]) -> bool:
     # Each role has its name for a tag.
     skipped = {*variables["ansible_skip_tags"]} & {*variables["ansible_play_role_names"], "always"}
     left_out = skipped or context.CLIARGS.get("start_at_task") or context.CLIARGS.get("step")
