@@ -5,6 +5,7 @@ Ansible itself takes a run without a host for a success, and has no variable for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ansible import context
@@ -27,8 +28,8 @@ class LookupModule(LookupBase):  # type: ignore[misc]
             AnsibleLookupError: there is no host; but whoever only checks the syntax needs none.
         """
         known = variables or {}
-        answers = {"hosts": lambda: _hosts(known), "whole": lambda: _whole(known)}
-        return [answers[term]() for term in terms]
+        answers: dict[str, Callable[[dict[str, Any]], Any]] = {"hosts": _hosts, "whole": _whole}
+        return [answers[term](known) for term in terms]
 
 
 def _hosts(variables: dict[str, Any]) -> str:
