@@ -217,7 +217,9 @@ def test_a_folder_that_takes_nothing(tmp_path: Path) -> None:
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
+# Whatever runs in the background is begun without it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 from forgectl import support
