@@ -26,8 +26,7 @@ ALONE = ("secrets", "release")
 """Scenarios that need the machine to themselves: no request may fail while they move the traffic again and again."""
 ALONE_IN_FULL = (*ALONE, "apps")
 """Those that do with their exhaustive tests, which compare latencies."""
-FIRST_LANE = ("default", "certificates", "alternative", "logs", "maintenance")
-"""The rest is the second lane. Hosts have the same names on every distribution, so a scenario is in one of them."""
+LANES = 2
 # The last line of a pytest run, such as "== 2 failed, 31 passed in 4.05s ==".
 SUMMARY = re.compile(r"^[\s│]*=*\s*((?:\d+ [a-z]+(?:, )?)+) in [\d.]+s", re.MULTILINE)
 # A line of pytest's short summary, such as "FAILED tests/test_it.py::test_it - assert 0".
@@ -115,20 +114,43 @@ def run(part: Part) -> tuple[int, int]:
 
 def run_all(every: Sequence[Part], alone: Sequence[str] = ALONE) -> list[tuple[int, int]]:
     """Run all parts; after an interruption no other one begins."""
-    interrupted = threading.Event()
+    waiting = [part for part in every if part.scenario not in alone]
+    busy: list[str] = []
+    turn = threading.Condition()
 
-    def run_lane(lane: list[Part]) -> list[tuple[int, int]]:
-        return [run(part) for part in lane if not interrupted.is_set()]
+    def next_part() -> Part | None:
+        """The first whose scenario does not run: hosts have the same names on every distribution."""
+        return next((part for part in waiting if part.scenario not in busy), None)
 
-    together = [part for part in every if part.scenario not in alone]
-    lanes = [[part for part in together if (part.scenario in FIRST_LANE) is first] for first in (True, False)]
+    def take() -> Part | None:
+        """Return the next part as soon as there is one; None when all have begun."""
+        with turn:
+            turn.wait_for(lambda: not waiting or next_part())
+            if part := next_part():
+                waiting.remove(part)
+                busy.append(part.scenario)
+            return part
+
+    def run_lane(_: int) -> list[tuple[int, int]]:
+        outcomes = []
+        while part := take():
+            try:
+                outcomes.append(run(part))
+            finally:
+                with turn:
+                    busy.remove(part.scenario)
+                    turn.notify_all()
+        return outcomes
+
     with ThreadPoolExecutor() as pool:
         try:
-            outcomes = [outcome for lane in pool.map(run_lane, lanes) for outcome in lane]
+            outcomes = [outcome for lane in pool.map(run_lane, range(LANES)) for outcome in lane]
         except BaseException:
-            interrupted.set()
+            with turn:
+                waiting.clear()
+                turn.notify_all()
             raise
-    return outcomes + run_lane([part for part in every if part.scenario in alone])
+    return outcomes + [run(part) for part in every if part.scenario in alone]
 
 
 def main() -> int:

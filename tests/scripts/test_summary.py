@@ -86,7 +86,7 @@ def test_parts(runner: ModuleType) -> None:
     assert {name.split()[0] for name in names[1:]} == scenarios
     assert len(runner.parts(everywhere=True)) == 1 + 2 * len(scenarios)
     assert {part.options for part in runner.parts(everywhere=True)} == {""}
-    assert {*runner.ALONE, *runner.FIRST_LANE} < scenarios
+    assert {*runner.ALONE_IN_FULL} < scenarios
 
 
 def test_exhaustive_tests_are_left_out(runner: ModuleType, tmp_path: Path) -> None:
@@ -111,15 +111,16 @@ def test_failures_stand_last(runner: ModuleType, capfd: pytest.CaptureFixture[st
 
 
 def test_side_by_side(runner: ModuleType, tmp_path: Path) -> None:
-    """Each of two lanes waits for what the other does; what has to be alone finds nothing else at work."""
+    """Each of two lanes waits for what the other does, none runs a scenario that runs; what has to be alone is."""
     meet = "touch {0}; until test -e {1}; do sleep 0.01; done"
     script = {
         "check": meet.format("a", "b"),
-        "default bookworm": meet.format("b", "a"),
-        "default trixie": "sleep 0.3; touch default",
+        "default bookworm": f"{meet.format('b', 'a')}; {meet.format('c', 'd')}; sleep 0.3; touch bookworm",
+        "default trixie": "test -e bookworm; touch default",
         "release trixie": "test -e default && test -e alternative",
-        "alternative trixie": "sleep 0.3; touch alternative",
+        "alternative trixie": f"{meet.format('d', 'c')}; touch alternative",
     }
-    every = [runner.Part(name, ("timeout", "20", "sh", "-c", f"cd {tmp_path}; {script[name]}")) for name in script]
+    shell = ("timeout", "20", "sh", "-euc")
+    every = [runner.Part(name, (*shell, f"cd {tmp_path}; {script[name]}")) for name in script]
     runner.LOGS.mkdir()
     assert runner.run_all(every) == [(1, 0)] * 5
