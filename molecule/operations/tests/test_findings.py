@@ -10,7 +10,7 @@ from typing import NamedTuple
 import hvac
 import pytest
 from forge_diagnosis import PATIENCE, brief, codes, doctor, is_clean, told, well
-from forge_scenario import CONTAINER, Status, podman, until
+from forge_scenario import CONTAINER, Status, main_pid, podman, until
 from forge_vault import put, sealed
 from testinfra.host import Host
 
@@ -278,6 +278,10 @@ def test_of_the_host(host: Host, status: Status) -> None:
 
 def test_of_the_app(host: Host, status: Status) -> None:
     """All at a time on one live slot, which goes on serving."""
+    # A younger worker may still import the app, and is no worry of doctor's.
+    service = f"inbox@{status()['live']['slot']}.service"
+    old_enough = "test $(ps --ppid %s --format etimes= | sort --numeric-sort | head --lines=1) -gt 20"
+    until(lambda: host.run(old_enough, str(main_pid(host, service))).rc == 0, PATIENCE, every=1)
     with caused(host, status, OF_THE_APP):
         found = doctor(host)
         for each in OF_THE_APP:
