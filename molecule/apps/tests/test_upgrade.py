@@ -38,12 +38,8 @@ def ending(connection: ClientConnection) -> int:
         return closed.rcvd.code if closed.rcvd else 0
 
 
-def pages(host: Host, fractal: dict[str, str], timetagger: dict[str, str]) -> dict[str, list[Page]]:
+def pages(fractal: dict[str, str], timetagger: dict[str, str]) -> dict[str, list[Page]]:
     """What is asked of each app under load, and what it answers."""
-    bytes_of_a_seed = "/stream-bytes/2000?seed=3"
-    with browser(host, "httpbin") as client:
-        due = client.get(bytes_of_a_seed).content
-    assert len(due) == 2000
     tile = f"/cog/tiles/WebMercatorQuad/1/1/0.png?url={RASTER}&rescale=0,64800"
     return {
         "inbox": [Page("/ready", b"ready"), Page("/v1/events?limit=1", b'"events":')],
@@ -54,7 +50,7 @@ def pages(host: Host, fractal: dict[str, str], timetagger: dict[str, str]) -> di
             Page("/timetagger/status", b"ok"),
             Page("/timetagger/api/v2/records?timerange=1699999999-1700003601", b"#work ", (*timetagger.items(),)),
         ],
-        "httpbin": [Page("/get?a=1", b'"a":"1"'), Page(bytes_of_a_seed, due)],
+        "httpbin": [Page("/get?a=1", b'"a":"1"'), Page("/drip?numbytes=2000&duration=0.2&delay=0", b"*" * 2000)],
         "plain": [Page("/", b'"greeting":"hello"')],
         "rogue": [Page("/ready", b'"from_c": 42')],
     }
@@ -69,7 +65,7 @@ def crowd(
 ) -> Callable[[], Any]:
     """Put every app of the host under load at once."""
     raster(host)
-    asked = pages(host, administrator(host), tracker(host))
+    asked = pages(administrator(host), tracker(host))
 
     @contextmanager
     def around() -> Iterator[dict[str, Result]]:
