@@ -150,13 +150,29 @@ def test_a_run_without_a_host_is_an_error(tmp_path: Path, playbook: str) -> None
     assert "Expected: a host in the inventory. Found: none. Do: " in said(done)
 
 
-@pytest.mark.parametrize(
-    "options", [("--inventory", "/nowhere/hosts.yml"), ("--limit", "web1,wbe2"), ("--limit", "wbe2")]
-)
-def test_hosts_that_are_not_there_are_an_error(tmp_path: Path, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("limit", ["web1,wbe2", "wbe2"])
+def test_hosts_that_are_not_there_are_an_error(tmp_path: Path, limit: str) -> None:
     """Also beside others that are: whoever names them wants them."""
-    done = play(tmp_path, "playbooks/maintenance.yml", "--list-hosts", *options)
+    done = play(tmp_path, "playbooks/maintenance.yml", "--list-hosts", "--limit", limit)
     assert done.returncode, said(done)
+
+
+def test_an_inventory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    """Or one that is none."""
+    done = play(tmp_path, "playbooks/maintenance.yml", "--list-hosts", hosts="all: [")
+    assert done.returncode, said(done)
+    assert "Expected: a host in the inventory. Found: none. Do: " in said(done)
+
+
+def test_what_lies_beside_the_hosts_is_no_inventory(tmp_path: Path) -> None:
+    """What the project and its README put there: nobody is warned of it, and no run fails for it."""
+    (tmp_path / "vault-ca.pem").write_text("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n")
+    for folder, name in (("tls", "ca.csr"), ("tls", "ca.key"), ("locks", "inbox.txt")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_text("-----BEGIN THIS-----\nMIIB = x\n-----END THIS-----\n")
+    done = play(tmp_path, "playbooks/maintenance.yml", "--list-hosts", "--inventory", str(tmp_path))
+    assert not done.returncode, said(done)
+    assert "parse" not in said(done)
 
 
 def test_a_playbook_is_checked_without_hosts(tmp_path: Path) -> None:
