@@ -67,7 +67,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Found:
-    """What there was: the text, whether its beginning is missing, and how a command ended."""
+    """What there was: the text, whether its older part is missing, and how a command ended."""
 
     data: bytes
     truncated: bool = False
@@ -297,9 +297,10 @@ def _journals(apps: Mapping[str, App | None], since: str) -> Iterator[Part]:
     for name in apps:
         units = (f"{name}@*", f"{name}.*", f"{name}-migrate@*", f"{name}-lease@*", f"forge-*@{name}.service")
         chosen[f"app-{name}"] = [*(f"--unit={unit}" for unit in units), "--lines=5000"]
-    options = ("--no-pager", "--no-hostname", "--output=short-iso-precise", f"--since={since}", "--quiet")
+    # Where there is a --since, journalctl before systemd 254 has --lines count from there, but for --reverse.
+    options = ("--no-pager", "--no-hostname", "--output=short-iso-precise", f"--since={since}", "--reverse", "--quiet")
     for name, match in chosen.items():
-        yield _command(f"journal/{name}.txt", "journalctl", *options, *match, limit=LOG_BYTES)
+        yield _command(f"journal/{name}.txt", "journalctl", *options, *match, limit=LOG_BYTES, newest_first=True)
 
 
 def _postgresql(root: Path) -> Iterator[Part]:
@@ -336,9 +337,9 @@ def _file(path: Path, root: Path, limit: int = PART_BYTES) -> Part:
     return Part(f"files/{name}", f"/{name}", lambda: _tail(path, limit))
 
 
-def _command(name: str, *command: str, limit: int = PART_BYTES) -> Part:
+def _command(name: str, *command: str, limit: int = PART_BYTES, newest_first: bool = False) -> Part:
     shown = ["forgectl", *command[3:]] if command[:3] == (sys.executable, "-m", "forgectl") else command
-    return Part(name, " ".join(shown), lambda: _run(command, limit))
+    return Part(name, " ".join(shown), lambda: _run(command, limit, newest_first=newest_first))
 
 
 def _tail(path: Path, limit: int) -> Found:
@@ -354,8 +355,8 @@ def _tail(path: Path, limit: int) -> Found:
     return Found(data.partition(b"\n")[2], truncated=True) if size > limit else Found(data)
 
 
-def _run(command: Sequence[str], limit: int) -> Found:
-    """The end of what a command prints, from the beginning of a line on; however much that is."""
+def _run(command: Sequence[str], limit: int, *, newest_first: bool = False) -> Found:
+    """The newest of what a command prints, in whole lines: its end, or its beginning; however much that is."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0", "PAGER": "cat"}
     process = subprocess.Popen(
         command,
@@ -372,6 +373,8 @@ def _run(command: Sequence[str], limit: int) -> Found:
         while select.select([output], [], [], max(0.0, deadline - time.monotonic()))[0]:
             chunk = os.read(output, 1 << 16)
             kept += chunk
+            if newest_first and len(kept) > limit:
+                return Found(kept[:limit].rpartition(b"\n")[0] + b"\n", truncated=True)
             if len(kept) > 2 * limit:
                 kept, truncated = kept[-limit:], True
             if not chunk or time.monotonic() > deadline:

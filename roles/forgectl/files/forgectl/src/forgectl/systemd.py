@@ -164,12 +164,11 @@ def active_units(pattern: str) -> list[str]:
 def journal(unit: str, since: float, lines: int = 30) -> str:
     """What a unit's own processes said since a Unix time: its last lines, each without the middle of a long one."""
     subprocess.run(["journalctl", "--sync"], capture_output=True, check=False)
-    output = run(
-        "journalctl", f"_SYSTEMD_UNIT={unit}", f"--since=@{since:.6f}", f"--lines={lines}", "--output=cat", "--no-pager"
-    )
+    # Not by --lines, which before systemd 254 counts from --since.
+    output = run("journalctl", f"_SYSTEMD_UNIT={unit}", f"--since=@{since:.6f}", "--output=cat", "--no-pager")
     return "\n".join(
         line if len(line) <= LINE_START + LINE_END else f"{line[:LINE_START]} ... {line[-LINE_END:]}"
-        for line in output.decode(errors="replace").strip().splitlines()
+        for line in output.decode(errors="replace").strip().splitlines()[-lines:]
     )
 
 

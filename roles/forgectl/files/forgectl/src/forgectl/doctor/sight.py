@@ -243,12 +243,14 @@ class Sight:
         if not self.is_root:
             return []
         at = f"--since=@{time.time() - since:.0f}"
-        output = self.run("journalctl", "--quiet", "--no-pager", "--output=json", at, f"--lines={lines}", *matches)
+        # Where there is a --since, journalctl before systemd 254 has --lines count from there, but for --reverse.
+        newest = ("--reverse", f"--lines={lines}")
+        output = self.run("journalctl", "--quiet", "--no-pager", "--output=json", at, *newest, *matches)
         found = []
         for line in output.splitlines():
             with suppress(ValueError):
                 found.append(json.loads(line))
-        return found
+        return found[::-1]
 
     def last_words(self, unit: str, lines: int = 3) -> tuple[str, ...]:
         """What a unit's processes said last, a line each, without the middle of long ones."""

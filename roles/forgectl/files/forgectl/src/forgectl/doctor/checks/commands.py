@@ -12,6 +12,8 @@ def commands(sight: Sight) -> Iterator[Finding]:
     for app in sight.serving:
         if app.running is None or (app.state and app.state.maintenance):
             continue
+        # Whoever has the lock may be handing them over to another slot.
+        handed_over = lock.holder(app.layout) is not None
         for name, command in app.running.commands.items():
             service, timer = app.layout.scheduled_units(name)
             if not command.schedule:
@@ -21,14 +23,17 @@ def commands(sight: Sight) -> Iterator[Finding]:
             if command.schedule:
                 if unit["ActiveState"] == "failed" or unit["Result"] not in ("success", ""):
                     problem = f"its last run failed ({unit['Result']}, exit status {unit['ExecMainStatus']})"
-                elif sight.unit(timer)["ActiveState"] != "active":
+                elif sight.unit(timer)["ActiveState"] != "active" and not handed_over:
                     problem = f"its timer is {sight.unit(timer)['ActiveState']}"
             # After a boot or a cutover it is asked for, and waits for its turn.
-            elif unit["ActiveState"] not in ("active", "reloading", "deactivating") and unit["Job"] in ("", "0"):
+            elif (
+                unit["ActiveState"] not in ("active", "reloading", "deactivating")
+                and unit["Job"] in ("", "0")
+                and not handed_over
+            ):
                 restarts = f", restarted {unit['NRestarts']} times"
                 problem = f"it does not run ({unit['ActiveState']}, {unit['Result']}{restarts})"
-            # Whoever has the lock may be handing them over to another slot.
-            if problem and not lock.holder(app.layout):
+            if problem:
                 again = f"sudo systemctl start {timer if 'timer' in problem else service}"
                 evidence = [f"{service}: {unit['ActiveState']} ({unit['Result']})", *sight.last_words(service)]
                 yield Finding("F208", app.name, f"command {name}: {problem}", evidence, again)
