@@ -487,6 +487,8 @@ def test_commands(sight: Canned, layout: Layout) -> None:
     found = only(commands.commands, sight)
     assert found.title == "command report: its last run failed (exit-code, exit status 3)"
     assert found.mend == "sudo systemctl start inbox.report.service"
+    with lock.hold(layout, "release"):
+        assert only(commands.commands, sight) == found, "whoever has the lock can't have caused that"
     sight.states = {"inbox.report.timer": {"ActiveState": "inactive"}}
     assert only(commands.commands, sight).mend == "sudo systemctl start inbox.report.timer"
 
