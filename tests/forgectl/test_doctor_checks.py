@@ -469,6 +469,17 @@ class TestReleases:
         assert codes(releases.variables, sight) == []
 
 
+def test_the_newest_of_the_journal(tmp_path: Path) -> None:
+    """Oldest first; also where --lines counts from --since, as before systemd 254."""
+
+    class Older(Sight):
+        def run(self, *command: str, **_: Any) -> str:
+            entries = [f'{{"MESSAGE": "{number}"}}' for number in range(9)]
+            return "\n".join((entries[::-1] if "--reverse" in command else entries)[:2])
+
+    assert [each["MESSAGE"] for each in Older(tmp_path, is_root=True).journal(lines=2)] == ["7", "8"]
+
+
 def test_commands(sight: Canned, layout: Layout) -> None:
     """F208: one that goes on, and one on a schedule."""
     release = sight.apps[0].live.release
