@@ -16,7 +16,7 @@ from testinfra.host import Host
 SCOPE = """
 forgectl doctor --json > /dev/null &
 for _ in $(seq 100); do
-    unit=$(systemctl list-units --plain --no-legend 'forge-doctor-*.scope' | cut --delimiter=' ' --fields=1)
+    unit=$(systemctl list-units --plain --no-legend 'forge-behind-*.scope' | cut --delimiter=' ' --fields=1)
     [ -z "$unit" ] || break
     sleep 0.02
 done
@@ -54,7 +54,7 @@ def test_it_leaves_nothing_and_changes_nothing(host: Host) -> None:
     doctor(host)
     after = host.check_output("find /etc/forge /var/lib/forge /srv/inbox /run/inbox -newermt @%s -print", since)
     assert (before, after) == ("0", "")
-    assert host.check_output("systemctl list-units --all --plain --no-legend 'forge-doctor-*'") == ""
+    assert host.check_output("systemctl list-units --all --plain --no-legend 'forge-behind-*'") == ""
     assert host.run("journalctl --quiet --priority=err --since=@%s", since).stdout == ""
 
 
@@ -62,7 +62,7 @@ def test_it_gets_the_cpu_after_whatever_serves(host: Host) -> None:
     """In a scope of its own with a fifth of the weight of a slot."""
     shown = dict(line.split("=", 1) for line in host.check_output("bash -c %s", SCOPE).splitlines())
     assert (shown["CPUWeight"], shown["IOWeight"]) == ("20", "20")
-    assert "/forge-doctor-" in shown["ControlGroup"]
+    assert "/forge-behind-" in shown["ControlGroup"]
 
 
 def test_nobody_waits_for_it(host: Host, event: EventContext, say: Callable[[str], None]) -> None:

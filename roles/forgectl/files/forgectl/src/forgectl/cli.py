@@ -202,7 +202,9 @@ def stage(name: str, archive: str | None, source_digest: str | None, dry_run: bo
     _need_source(archive, source_digest)
     layout, app = _app(name)
     from forgectl import release as releases
+    from forgectl import systemd
 
+    systemd.step_back()
     with _archive(archive) as path, _locked(layout, "stage", unless=dry_run):
         result = releases.stage(layout, app, archive=path, source_digest=source_digest, dry_run=dry_run, say=_say)
     if as_json:
@@ -479,13 +481,14 @@ def doctor(name: str | None, as_json: bool) -> NoReturn:
     It changes nothing, asks nobody who is not needed, takes less than 3 seconds, and gets the CPU after whatever
     serves. Anybody may call it, root sees everything. docs/doctor.md has the findings and what --json prints.
     """
+    from forgectl import systemd
     from forgectl.doctor import runner, table
     from forgectl.doctor.sight import Sight
     from forgectl.layout import names
 
     if name is not None and name not in names():
         raise click.UsageError(f"{name!r} is no app of this host; it has: {', '.join(names()) or 'none'}")
-    runner.step_back()
+    systemd.step_back()
     # It takes longer to import than anything else here.
     from forgectl.doctor.checks import CHECKS
 

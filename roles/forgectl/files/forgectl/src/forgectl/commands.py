@@ -21,8 +21,6 @@ from forgectl.layout import Layout, write_atomically
 
 # A command that ends at once is not started again at the pace of a server, on which clients wait.
 RESTART_SECONDS = 5
-# systemd's CPUWeight=, where a slot that serves has 100.
-WEIGHT = 20
 
 UNIT = """\
 # Made by forgectl of {release}; what comes last counts.
@@ -227,7 +225,7 @@ def _unit(layout: Layout, slot: str, release: str, app: App, name: str, command:
         memory=command.memory_max_mib,
         # What systemd gives the instances of a template, whose name it escapes (systemd.slice(5)).
         slice="system-" + app.name.replace("-", r"\x2d") + ".slice",
-        weight=WEIGHT,
+        weight=systemd.BEHIND,
     )
 
 

@@ -416,9 +416,12 @@ def follow(layout: Layout, app: App, say: Say) -> None:
 def settle(layout: Layout, app: App, present: State, say: Say) -> None:
     """Get both slots free for a new cutover: drain what still drains. The caller holds the lock.
 
+    From here on, this process gets the CPU after what serves.
+
     Raises:
         Locked: a verdict is still to come.
     """
+    systemd.step_back()
     if present.operation is None:
         return
     refuse_while_watched(layout, present)

@@ -11,6 +11,8 @@ from forgectl.errors import CandidateFailed, Refused
 from forgectl.layout import SLOTS, Layout, fsync, replace_symlink, write_atomically
 
 POLL_SECONDS = 0.05
+# A call of systemctl takes more of the CPU than a question to the slot, and what starts needs all of it.
+UNIT_SECONDS = 0.25
 NEXT_WORKER_SECONDS = 0.01
 PROBE_TIMEOUT_SECONDS = 2.0
 # systemd's CPUWeight=: what serves goes before what starts.
@@ -148,8 +150,11 @@ def wait_ready(layout: Layout, slot: str, limit: float) -> float:
     ready: set[str] = set()
     found = ""
     unit: dict[str, str] = {}
+    look = began
     while not found:
-        unit = systemd.show(layout.service(slot))
+        if time.monotonic() >= look:
+            unit = systemd.show(layout.service(slot))
+            look = time.monotonic() + UNIT_SECONDS
         # With a job queued it has not begun yet.
         ended = unit["ActiveState"] in ("failed", "inactive") and unit["Job"] == "0"
         # A unit that restarts for ever is never "failed" for long: one restart is the failure of a candidate.

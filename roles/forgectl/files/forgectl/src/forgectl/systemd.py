@@ -13,6 +13,9 @@ from pathlib import Path
 from forgectl.errors import ForgeError
 
 WAIT_SECONDS = 0.2
+# CPUWeight= and IOWeight= of what must not be in the way of a slot that serves, which has 100.
+BEHIND = 20
+NICE = 10
 # Of a long log line, as one with a traceback is, the characters at its start and its end say most.
 LINE_START, LINE_END = 200, 500
 # What a credential begins with that the host's key alone opens (CRED_AES256_GCM_BY_HOST of systemd's creds-util.h).
@@ -94,6 +97,32 @@ def started(unit: str) -> datetime:
 def set_weight(unit: str, weight: int) -> None:
     """Give a unit a share of the CPU, 1 to 10000 where 100 is usual, until the next boot."""
     run("systemctl", "set-property", "--runtime", unit, f"CPUWeight={weight}")
+
+
+def step_back() -> None:
+    """Have this process, and what it calls, get the CPU and the disk after whatever serves.
+
+    A nice value counts among the processes of one control group alone, and those of whoever is logged in weigh as much
+    as all services together: so it moves into a scope with a small weight, where it may.
+    """
+    if os.geteuid() != 0:
+        os.nice(NICE)
+        return
+    if "INVOCATION_ID" in os.environ:
+        # The unit that it is of has a weight of its own, and must not lose its process.
+        return
+    manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+    process, weight = str(os.getpid()), str(BEHIND)
+    properties = ("PIDs", "au", "1", process, "CPUWeight", "t", weight, "IOWeight", "t", weight)
+    arguments = ("ssa(sv)a(sa(sv))", f"forge-behind-{process}.scope", "fail", "3", *properties, "0")
+    # Without systemd, on whatever it may be called, it works all the same.
+    with suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(
+            ["busctl", "--quiet", "call", *manager, "StartTransientUnit", *arguments],
+            capture_output=True,
+            timeout=1,
+            check=False,
+        )
 
 
 def memory(unit: str) -> int:

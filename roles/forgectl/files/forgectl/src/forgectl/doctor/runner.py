@@ -2,7 +2,6 @@
 
 import os
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -20,9 +19,6 @@ from forgectl.state import now
 CHECK_SECONDS = 2.2
 # On a host whose CPUs are all taken, everything takes longer, and that is no reason to see less.
 BUSY, PATIENCE = 1.5, 3.0
-# systemd's CPUWeight= and IOWeight=, where a slot that serves has 100.
-WEIGHT = 20
-NICE = 10
 
 
 class Check(NamedTuple):
@@ -82,29 +78,6 @@ def patience(root: Path = Path("/")) -> float:
         load = float((root / "proc/loadavg").read_text().split()[0])
         return PATIENCE if load > BUSY * (os.cpu_count() or 1) else 1.0
     return 1.0
-
-
-def step_back() -> None:
-    """Have this process, and what it calls, get the CPU and the disk after whatever serves.
-
-    Nice values count among the processes of one control group alone; so it moves into a scope with a small weight,
-    where it may.
-    """
-    os.nice(NICE)
-    if os.geteuid() != 0:
-        return
-    manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
-    process = str(os.getpid())
-    properties = ("PIDs", "au", "1", process, "CPUWeight", "t", str(WEIGHT), "IOWeight", "t", str(WEIGHT))
-    arguments = ("ssa(sv)a(sa(sv))", f"forge-doctor-{process}.scope", "fail", "3", *properties, "0")
-    # Without systemd, on whatever it may be called, it looks all the same.
-    with suppress(OSError, subprocess.TimeoutExpired):
-        subprocess.run(
-            ["busctl", "--quiet", "call", *manager, "StartTransientUnit", *arguments],
-            capture_output=True,
-            timeout=1,
-            check=False,
-        )
 
 
 def _side_by_side(sight: Sight, checks: Sequence[Check]) -> list[_Running]:
