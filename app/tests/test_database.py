@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from cluster import Cluster
-from conftest import environ, provision, running
+from conftest import environ, migrate, provision, running
 from inbox.application import create_app
 from inbox.database import EnvironmentMismatch, check_marker
 from inbox.settings import Environment, Settings
@@ -134,3 +134,24 @@ def test_an_outage_halts_nothing_and_heals_by_itself(cluster: Cluster, database:
         eventually(lambda: server.ready() == 200)
         assert len(server.logged(message="worker started")) == 2
         assert "Traceback" not in server.output()
+
+
+@pytest.fixture
+def pooled(cluster: Cluster) -> str:
+    provision(cluster, "pooled")
+    migrate(cluster, "pooled")
+    return environ(cluster, "pooled")["FORGE_DATABASE_URL"]
+
+
+@pytest.mark.anyio
+async def test_the_pool_is_full_before_the_first_request(
+    cluster: Cluster, pooled: str, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings(FORGE_DATABASE_URL=pooled, FORGE_DATABASE_POOL_MAX="3")
+    async with running(create_app(settings)), cluster.connect("pooled") as outside:
+        # One more listens for notifications.
+        opened = await outside.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = 'pooled' AND usename = 'inbox_app' "
+            "AND query NOT LIKE 'LISTEN%'"
+        )
+    assert opened == 3

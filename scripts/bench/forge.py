@@ -14,7 +14,7 @@ from demo import ROOT
 from forge_load import Result
 
 from bench.hosts import STATE, BenchError, Host, playbook, start_vault, write_inventory
-from bench.load import STEADY_SECONDS, WARM_SECONDS, Event, Site, during
+from bench.load import MARGIN_SECONDS, STEADY_SECONDS, WARM_SECONDS, Event, Site, during
 from bench.peer import revise
 
 ON_HOST = Path(__file__).with_name("on_host.py")
@@ -74,16 +74,19 @@ class Forge:
         idle = self.floor()
         with site.load() as load:
             time.sleep(WARM_SECONDS + STEADY_SECONDS)
-            events = [during("deploy", self._deploy), during("rollback", self._rollback)]
+            events = [
+                during("deploy", self._deploy, look=self._released),
+                during("rollback", self._rollback, look=self._rolled_back),
+            ]
             if "start" in events[1].details["phases"]:
                 raise BenchError(
                     "Expected: a rollback while the old slot is warm. Found: one that started it, since the watch was "
                     "over. Do: raise watch_seconds in scripts/bench/hosts.py."
                 )
             self.settle()
-            events.append(during("deploy", self._deploy))
+            events.append(during("deploy", self._deploy, look=self._released))
             self.settle()
-            events.append(during("rollback", lambda: self._play("rollback", "rollback")))
+            events.append(during("rollback", lambda: self._play("rollback"), look=self._rolled_back))
             self.settle()
             loaded = self.floor()
         for event in events:
@@ -101,14 +104,16 @@ class Forge:
                     f"Found: {json.dumps(self.status()['operation'])}. Do: run the bench with --keep and look there."
                 )
             time.sleep(1)
+        # Neither draining nor these questions belong to what comes next.
+        time.sleep(MARGIN_SECONDS)
 
     def _deploy(self) -> dict[str, Any]:
         revise(self.source, next(self._revisions))
-        return self._play("deploy", "release")
+        return self._play("deploy")
 
-    def _play(self, name: str, action: str) -> dict[str, Any]:
+    def _play(self, name: str) -> dict[str, Any]:
         playbook(ROOT / "playbooks" / f"{name}.yml", f"a {name}", no_wait=True)
-        return self._recorded(action)
+        return {}
 
     def _rollback(self) -> dict[str, Any]:
         command = f"forgectl rollback {APP} --no-wait --json"
@@ -118,7 +123,13 @@ class Forge:
         if not json.loads(answer)["changed"]:
             raise BenchError(f"Expected: `{command}` to roll back. Found: {answer}. Do: see if the history allows it.")
         # Without the way into the container: an operator is on the host already.
-        return self._recorded("rollback") | {"seconds": round(float(ended) - float(began), 3)}
+        return {"seconds": round(float(ended) - float(began), 3)}
+
+    def _released(self) -> dict[str, Any]:
+        return self._recorded("release")
+
+    def _rolled_back(self) -> dict[str, Any]:
+        return self._recorded("rollback")
 
     def _recorded(self, action: str) -> dict[str, Any]:
         """Return what forgectl knows of the operation that just ended or is being watched, and when it swapped."""

@@ -57,15 +57,25 @@ class Event:
     details: dict[str, Any]
 
 
-def during(name: str, work: Callable[[], dict[str, Any]], recover: Callable[[], None] = lambda: None) -> Event:
-    """Do something, wait until the app answers again, then so long that no request counts for two events."""
+def during(
+    name: str,
+    work: Callable[[], dict[str, Any]],
+    recover: Callable[[], None] = lambda: None,
+    look: Callable[[], dict[str, Any]] = dict,
+) -> Event:
+    """Do something, wait until the app answers again, then so long that no request counts for two events.
+
+    In between comes the `look` at what was done, which takes the CPU of the host and belongs to neither.
+    """
     began = time.time()
     details = work()
     ended = time.time()
     recover()
-    event = Event(name, began, ended, time.time(), details)
-    time.sleep(2 * MARGIN_SECONDS)
-    return event
+    over = time.time()
+    time.sleep(MARGIN_SECONDS)
+    details |= look()
+    time.sleep(MARGIN_SECONDS)
+    return Event(name, began, ended, over, details)
 
 
 def steady(result: Result) -> list[Record]:

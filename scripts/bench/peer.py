@@ -17,7 +17,7 @@ from typing import Any
 
 from demo import ROOT, VENV
 
-from bench.hosts import DOMAIN, PEER_VENV, STATE, USER, Host, run
+from bench.hosts import CONTROL, DOMAIN, PEER_VENV, STATE, USER, Host, run
 from bench.load import Site
 
 SETUP = """
@@ -198,7 +198,7 @@ class Fujin:
         # As from a terminal at which nobody types: at an input that has ended Fujin polls without a pause.
         silent, kept_open = os.pipe()
         try:
-            command = [str(PEER_VENV / "bin" / "fujin"), *arguments]
+            command = [*CONTROL, str(PEER_VENV / "bin" / "fujin"), *arguments]
             run(command, f"fujin {arguments[0]}", cwd=self.folder, stdin=silent, timeout=HUNG_SECONDS)
         except subprocess.TimeoutExpired:
             # Seen in 0.27.1: the command on the host is over, and Fujin goes on waiting for its end.

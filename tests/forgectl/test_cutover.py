@@ -339,6 +339,7 @@ def new_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     """Makes hosts; the newest one's table stands for systemd."""
     for name in ("run", "start", "restart", "stop", "show", "active_units", "journal", "decrypt"):
         monkeypatch.setattr(systemd, name, lambda *a, _name=name, **k: getattr(Host.current, _name)(*a, **k))
+    monkeypatch.setattr(systemd, "step_back", lambda: None)
     monkeypatch.setattr(cutover, "WATCH_EVERY_SECONDS", 0.002)
     monkeypatch.setattr(slots, "POLL_SECONDS", 0.002)
     monkeypatch.setattr(slots, "NEXT_WORKER_SECONDS", 0.0)

@@ -3,12 +3,10 @@
 import json
 import os
 import re
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -256,20 +254,3 @@ def test_commands_have_a_limit_of_their_own() -> None:
     with pytest.raises(Unseen, match=r"cat /nowhere: .*No such file"):
         sight.run("cat", "/nowhere")
     assert sight.run("echo", "yes") == "yes\n"
-
-
-def test_it_steps_back_even_without_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own weight is asked for; that nobody answers is no reason not to look."""
-    asked: list[list[str]] = []
-    niced: list[int] = []
-
-    def call(command: list[str], **_: object) -> SimpleNamespace:
-        asked.append(command)
-        raise FileNotFoundError
-
-    monkeypatch.setattr(subprocess, "run", call)
-    monkeypatch.setattr(os, "nice", niced.append)
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    runner.step_back()
-    assert niced == [runner.NICE]
-    assert ["CPUWeight", "t", str(runner.WEIGHT)] == asked[0][asked[0].index("CPUWeight") :][:3]

@@ -100,3 +100,29 @@ def test_a_build_sees_nothing_of_another_app(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_memory_that_nobody_uses() -> None:
     assert 0 < systemd.memory_available() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("user", "unit", "niced", "asked"),
+    [(0, "", [], True), (0, "0123abcd", [], False), (1000, "", [systemd.NICE], False)],
+    ids=["root", "a unit", "somebody"],
+)
+def test_it_steps_back_even_without_systemd(
+    user: int, unit: str, niced: list[int], asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight of its own is asked for, but not by a unit; that nobody answers is no reason to do nothing."""
+    calls: list[list[str]] = []
+    nice: list[int] = []
+
+    def call(command: list[str], **_: object) -> None:
+        calls.append(command)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", call)
+    monkeypatch.setattr(os, "nice", nice.append)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setenv("INVOCATION_ID", unit) if unit else monkeypatch.delenv("INVOCATION_ID", raising=False)
+    systemd.step_back()
+    assert nice == niced
+    weights = [["CPUWeight", "t", str(systemd.BEHIND)] == call[call.index("CPUWeight") :][:3] for call in calls]
+    assert weights == ([True] if asked else [])

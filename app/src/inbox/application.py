@@ -28,7 +28,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         database = Database(given)
         try:
-            await database.check()
+            await database.open()
         except EnvironmentMismatch:
             # Logged where it was found. Serving another environment's data is worse than not serving.
             await database.close()

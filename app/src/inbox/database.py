@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import unquote
 
@@ -167,6 +167,16 @@ class Database:
             if raw.driver_connection is None:
                 raise DatabaseUnavailable("the connection closed at once")
             yield connection, raw.driver_connection
+
+    async def open(self) -> None:
+        """Check the database and open every connection of the pool: the first requests must not wait for them.
+
+        Raises DatabaseUnavailable.
+        """
+        await self.check()
+        async with AsyncExitStack() as held:
+            for _ in range(self._settings.database_pool_max):
+                await held.enter_async_context(self.connection())
 
     async def check(self) -> None:
         """Run `SELECT 1` within READY_TIMEOUT_S. Raises DatabaseUnavailable."""
