@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / ".cache" / "test"
@@ -57,6 +58,15 @@ class Part:
         return LOGS / f"{self.name.replace(' ', '-')}.log"
 
 
+class Outcome(NamedTuple):
+    """How many tests of a part passed and failed, the part itself counting as one."""
+
+    passed: int
+    failed: int
+    failures: tuple[str, ...] = ()
+    """What pytest said of those that failed, or the part if it was none of them."""
+
+
 def parts(*, everywhere: bool) -> list[Part]:
     """List the checks, then the scenarios.
 
@@ -84,8 +94,8 @@ def counted(output: str) -> tuple[int, int]:
     return passed, failed
 
 
-def run(part: Part) -> tuple[int, int]:
-    """Run one part; tell how many tests passed and failed, the part itself counting as one."""
+def run(part: Part) -> Outcome:
+    """Run one part, and print how it ended."""
     print(f"{part.name} ...", flush=True)
     began = time.monotonic()
     environment = os.environ | {"DISTRO": part.distribution, "NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1"}
@@ -99,20 +109,23 @@ def run(part: Part) -> tuple[int, int]:
         ).returncode
     output = COLOUR.sub("", part.log.read_text())
     passed, failed = counted(output)
+    failures: tuple[str, ...] = ()
     if status == 0:
         passed += 1
     else:
         failed += 1
+        found = FAILURE.findall(output)
+        failures = tuple(f"{part.name}: {line}" for line in found or [f"exit status {status}, see {part.log}"])
         # What failed stands last, where an output that is cut short still has it.
-        lines = [*output.rstrip().splitlines()[-40:], "", *FAILURE.findall(output)]
+        lines = [*output.rstrip().splitlines()[-40:], "", *found]
         print("\n".join(f"    {line}" for line in lines))
     minutes = (time.monotonic() - began) / 60
     verdict = "passed" if status == 0 else f"FAILED; all of its output: {part.log}"
     print(f"{part.name}: {minutes:.1f} min, {verdict}", flush=True)
-    return passed, failed
+    return Outcome(passed, failed, failures)
 
 
-def run_all(every: Sequence[Part], alone: Sequence[str] = ALONE) -> list[tuple[int, int]]:
+def run_all(every: Sequence[Part], alone: Sequence[str] = ALONE) -> list[Outcome]:
     """Run all parts; after an interruption no other one begins."""
     waiting = [part for part in every if part.scenario not in alone]
     busy: list[str] = []
@@ -131,7 +144,7 @@ def run_all(every: Sequence[Part], alone: Sequence[str] = ALONE) -> list[tuple[i
                 busy.append(part.scenario)
             return part
 
-    def run_lane(_: int) -> list[tuple[int, int]]:
+    def run_lane(_: int) -> list[Outcome]:
         outcomes = []
         while part := take():
             try:
@@ -160,8 +173,11 @@ def main() -> int:
     arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
     outcomes = run_all(parts(everywhere=arguments.everywhere), ALONE_IN_FULL if arguments.everywhere else ALONE)
-    passed = sum(outcome[0] for outcome in outcomes)
-    failed = sum(outcome[1] for outcome in outcomes)
+    passed = sum(outcome.passed for outcome in outcomes)
+    failed = sum(outcome.failed for outcome in outcomes)
+    # Again, where whoever sees the end of an output alone looks for them.
+    for outcome in outcomes:
+        print("\n".join(outcome.failures), end="\n" * bool(outcome.failures))
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 

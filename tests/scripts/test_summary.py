@@ -99,7 +99,23 @@ def test_exhaustive_tests_are_left_out(runner: ModuleType, tmp_path: Path) -> No
     for everywhere, passed in ((False, 1), (True, 2)):
         options = runner.parts(everywhere=everywhere)[-1].options
         # The tests that passed, and the part.
-        assert runner.run(runner.Part("part", command, options=options)) == (passed + 1, 0)
+        assert runner.run(runner.Part("part", command, options=options)) == (passed + 1, 0, ())
+
+
+def test_failures_stand_at_the_very_end(
+    runner: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of all parts, above the sum, once all have run."""
+    scripts = ["echo 'FAILED tests/test_it.py::test_a - assert 0'; echo '1 failed in 1s'; false", "exit 3", "seq 100"]
+    parts = [runner.Part(f"part-{number}", ("sh", "-c", script)) for number, script in enumerate(scripts)]
+    monkeypatch.setattr(runner, "parts", lambda **_: parts)
+    monkeypatch.setattr(runner, "LANES", 1)
+    assert runner.main() == 1
+    assert capfd.readouterr().out.splitlines()[-3:] == [
+        "part-0: FAILED tests/test_it.py::test_a - assert 0",
+        f"part-1: exit status 3, see {runner.LOGS / 'part-1.log'}",
+        "1 passed, 3 failed",
+    ]
 
 
 def test_failures_stand_last(runner: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
@@ -123,4 +139,4 @@ def test_side_by_side(runner: ModuleType, tmp_path: Path) -> None:
     shell = ("timeout", "20", "sh", "-euc")
     every = [runner.Part(name, (*shell, f"cd {tmp_path}; {script[name]}")) for name in script]
     runner.LOGS.mkdir()
-    assert runner.run_all(every) == [(1, 0)] * 5
+    assert runner.run_all(every) == [(1, 0, ())] * 5
