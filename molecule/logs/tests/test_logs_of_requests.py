@@ -228,6 +228,18 @@ def test_the_apps_own_log_is_as_before(host: Host, client: httpx.Client) -> None
     assert any(request_id in entry["MESSAGE"] for entry in entries)
 
 
+def test_what_is_counted_is_the_newest(host: Host) -> None:
+    """Of a span as well, in the order of time; and following goes on from there."""
+    before = host.check_output("forgectl logs inbox --since 1h").splitlines()
+    newest = host.check_output("forgectl logs inbox --since 1h --lines 5").splitlines()
+    # The app may say something in between.
+    after = host.check_output("forgectl logs inbox --since 1h").splitlines()
+    assert len(before) > 5
+    assert newest in [after[first : first + 5] for first in range(len(before) - 5, len(after) - 4)]
+    followed = host.run("timeout --signal=INT 5 forgectl logs inbox --since 1h --lines 5 --follow").stdout.splitlines()
+    assert followed[0] in after[len(before) - 5 :]
+
+
 def test_following_ends_cleanly(host: Host, client: httpx.Client) -> None:
     """What happens is shown as it happens, over a rotation; Ctrl-C ends it without a word and with 0."""
     command = [str(PODMAN), "exec", CONTAINER, "timeout", "--preserve-status", "--signal=INT", "--kill-after=20", "25"]

@@ -602,13 +602,27 @@ def _own_log(
     patterns = [f"{name}@*.service", f"{name}-migrate@*.service", f"{name}.*.service"]
     if command:
         patterns = [layout.command_unit(command, "*"), layout.scheduled_units(command)[0]]
-    call = ["journalctl", *(f"--unit={pattern}" for pattern in patterns), f"--output={'json' if as_json else 'cat'}"]
-    if since is not None:
-        call.append(f"--since=@{since:.6f}")
+    call = ["journalctl", "--no-pager", *(f"--unit={pattern}" for pattern in patterns)]
     # A span of time is shown as a whole unless somebody counts.
-    if lines or since is None:
+    if since is None:
         call.append(f"--lines={lines or 50}")
-    os.execvp("journalctl", [*call, "--follow"] if follow else [*call, "--no-pager"])
+    elif lines:
+        call += _from_newest(call, since, lines)
+    else:
+        call += [f"--since=@{since:.6f}", "--no-tail"]
+    os.execvp("journalctl", [*call, f"--output={'json' if as_json else 'cat'}", *(["--follow"] if follow else [])])
+
+
+def _from_newest(call: list[str], since: float, lines: int) -> list[str]:
+    """Options of journalctl for the newest entries of a span: before systemd 254, --lines counts from --since on."""
+    import json
+
+    from forgectl import systemd
+
+    span = f"--since=@{since:.6f}"
+    form = ("--output=json", "--output-fields=PRIORITY", "--quiet")
+    newest = systemd.run(*call, span, "--reverse", f"--lines={lines}", *form).splitlines()
+    return [f"--cursor={json.loads(newest[-1])['__CURSOR']}" if newest else span, "--no-tail"]
 
 
 @forgectl.command()
