@@ -33,6 +33,8 @@ NETWORK = f"forge-{SCENARIO}"
 VAULT = f"forge-{SCENARIO}-vault"
 DOMAIN = "inbox.example.com"
 USER = "admin"
+# What the ways to the app listen on that are measured beside Nginx as shipped.
+POOL, NO_POOL, CADDY, BARE = 9443, 9444, 9445, 9446
 # The control machine shares the hosts' cores here: what it does shall not cost their clients anything.
 CONTROL = ("nice", "-n", "19")
 PEER_VENV = ROOT / ".cache" / "bench-venv"
@@ -186,6 +188,7 @@ def write_inventory(host: Host, source: Path) -> None:
         "secrets_vault_address": control["address"],
         "secrets_vault_ca_file": control["ca_file"],
         "secrets_vault_token": f"{{{{ lookup('ansible.builtin.file', '{control['token_file']}') }}}}",
+        "hardening_allowed": [{"port": port} for port in (POOL, NO_POOL, CADDY, BARE)],
         "nginx_tls_source": "own_ca",
         "nginx_tls_ca_directory": str(STATE / "tls"),
         "apps": {

@@ -8,13 +8,12 @@ from statistics import median
 from demo import PODMAN
 
 from bench.forge import APP, ON_HOST, Forge
-from bench.hosts import DOMAIN, STATE, BenchError, Host, run, say
+from bench.hosts import BARE, CADDY, DOMAIN, NO_POOL, POOL, STATE, BenchError, Host, run, say
 
 PATH = "/health"
 SECONDS = 3
 ROUNDS = 3
 CLIENTS = 32
-POOL, NO_POOL, CADDY, BARE = 9443, 9444, 9445, 9446
 
 NGINX = f"""
 upstream bench {{
