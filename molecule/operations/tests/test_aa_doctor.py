@@ -10,19 +10,9 @@ import pytest
 from forge_diagnosis import CLEAN, WARNING, brief, codes, doctor, told
 from forge_events import EventContext
 from forge_load import percentile
-from forge_scenario import playbook
+from forge_scenario import playbook, weights_behind
 from testinfra.host import Host
 
-SCOPE = """
-forgectl doctor --json > /dev/null &
-for _ in $(seq 100); do
-    unit=$(systemctl list-units --plain --no-legend 'forge-behind-*.scope' | cut --delimiter=' ' --fields=1)
-    [ -z "$unit" ] || break
-    sleep 0.02
-done
-systemctl show --property=CPUWeight,IOWeight,ControlGroup "$unit"
-wait
-"""
 # A program that never ends, and one that fails.
 FAKES = r"""
 mkdir /root/fake
@@ -60,9 +50,7 @@ def test_it_leaves_nothing_and_changes_nothing(host: Host) -> None:
 
 def test_it_gets_the_cpu_after_whatever_serves(host: Host) -> None:
     """In a scope of its own with a fifth of the weight of a slot."""
-    shown = dict(line.split("=", 1) for line in host.check_output("bash -c %s", SCOPE).splitlines())
-    assert (shown["CPUWeight"], shown["IOWeight"]) == ("20", "20")
-    assert "/forge-behind-" in shown["ControlGroup"]
+    assert weights_behind(host, "forgectl doctor --json") == ("20", "20")
 
 
 def test_nobody_waits_for_it(host: Host, event: EventContext, say: Callable[[str], None]) -> None:

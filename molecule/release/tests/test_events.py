@@ -32,7 +32,7 @@ from forge_events import (
     touched,
 )
 from forge_load import lost_and_doubled
-from forge_scenario import CONTAINER, PODMAN, Status, main_pid, until
+from forge_scenario import CONTAINER, PODMAN, Status, main_pid, show, until, weights_behind
 from testinfra.host import Host
 
 # An app around the app; `{unready}` decides over the readiness.
@@ -250,6 +250,14 @@ def test_recycling_by_cutover(event: EventContext, host: Host, status: Status) -
     assert_one_live(host, status, before["release"])
     idle = answer(forgectl(host, "recycle", "inbox", "--if-due", "--json"))
     assert not idle["changed"]
+
+
+def test_cutovers_get_the_cpu_after_what_serves(event: EventContext, host: Host) -> None:
+    """And so does whatever belongs to them, though whoever is logged in weighs as much as all services."""
+    with event("recycled, looked at"):
+        assert weights_behind(host, "forgectl recycle inbox") == ("20", "20")
+    for unit in ("forge-watch@inbox.service", "forge-recycle@inbox.service", "inbox-migrate@x.service"):
+        assert (show(host, unit, "Slice"), show(host, unit, "CPUWeight")) == ("system.slice", "20")
 
 
 @pytest.fixture

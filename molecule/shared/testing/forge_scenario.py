@@ -191,6 +191,25 @@ def main_pid(host: Host, unit: str) -> int:
     return int(show(host, unit, "MainPID"))
 
 
+def weights_behind(host: Host, command: str) -> tuple[str, str]:
+    """CPUWeight and IOWeight of the scope that a command of forgectl moves to, in force while it is at work."""
+    script = f"""
+        {command} > /dev/null &
+        for _ in $(seq 200); do
+            unit=$(systemctl list-units --plain --no-legend 'forge-behind-*.scope' | cut --delimiter=' ' --fields=1)
+            [ -z "$unit" ] || break
+            sleep 0.02
+        done
+        systemctl show --value --property=CPUWeight "$unit"
+        systemctl show --value --property=IOWeight "$unit"
+        systemctl show --value --property=ControlGroup "$unit"
+        wait $!
+    """
+    cpu, io, group = host.check_output("bash -euc %s", script).splitlines()
+    assert group.startswith("/system.slice/forge-behind-"), group
+    return cpu, io
+
+
 def cgroup_value(host: Host, unit: str, controller: str, v1: str, v2: str) -> str:
     """Read a limit from the control group that a unit's main process is really in."""
     groups = host.check_output("cat /proc/%s/cgroup", str(main_pid(host, unit)))
