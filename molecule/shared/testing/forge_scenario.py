@@ -203,7 +203,7 @@ def weights_behind(host: Host, command: str) -> tuple[str, str]:
         systemctl show --value --property=CPUWeight "$unit"
         systemctl show --value --property=IOWeight "$unit"
         systemctl show --value --property=ControlGroup "$unit"
-        wait $!
+        wait
     """
     cpu, io, group = host.check_output("bash -euc %s", script).splitlines()
     assert group.startswith("/system.slice/forge-behind-"), group
