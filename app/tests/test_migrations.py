@@ -197,7 +197,7 @@ def previous_release(
     if not (wanted and newest.module.backward_compatible):
         # A migration that says so promises the release before it nothing that could be tested: forgectl closes the app
         # for its time, which scenario `release` sees on a host. The skip is called by the one test that is wanted.
-        yield lambda: pytest.skip(f"{newest.revision} says that it is not")
+        yield lambda: pytest.skip(f"{newest.revision} is not marked as compatible with the release before it")
         return
     folder = tmp_path_factory.mktemp("previous")
     if problem := unpack_previous(folder, Path(newest.path)):

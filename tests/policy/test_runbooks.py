@@ -107,6 +107,16 @@ def test_every_command_is_run_by_a_test(page: str) -> None:
     assert {section for section in sections if not any(section in texts for texts in followed)} == set()
 
 
+def test_an_exit_code_that_is_passed_over_has_its_reason() -> None:
+    """Beside the command, or in a comment of its block above it."""
+    for page in PAGES:
+        for step in forge_runbook.steps(read(page)):
+            said = ""
+            for line in step.commands.splitlines():
+                said += line if line.startswith("# ") else ""
+                assert "|| true" not in line or said or "|| true  # " in line, f"{page}: {line}"
+
+
 def test_commands_are_those_of_a_careful_shell(tmp_path: Path) -> None:
     """As shellcheck has it, which sees what no run of a test meets, such as a name with a space in it."""
     for page in PAGES:
