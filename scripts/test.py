@@ -32,6 +32,11 @@ LANES = 2
 SUMMARY = re.compile(r"^[\s│]*=*\s*((?:\d+ [a-z]+(?:, )?)+) in [\d.]+s", re.MULTILINE)
 # A line of pytest's short summary, such as "FAILED tests/test_it.py::test_it - assert 0".
 FAILURE = re.compile(r"^[\s│]*((?:FAILED|ERROR) \S+::.*)", re.MULTILINE)
+# Where an Ansible output begins something else, and what it, or Molecule, says of what failed there.
+HEADING = re.compile(r"^(?=TASK \[|RUNNING HANDLER \[|PLAY \[|PLAY RECAP|INFO |WARNING |CRITICAL )", re.MULTILINE)
+FAILED_TASK = re.compile(r"^(?:fatal|failed): \[|^CRITICAL ", re.MULTILINE)
+LONGEST = 80
+"""Lines of one failed task that are repeated."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 BRIEF = '-m "not exhaustive"'
 """Options of pytest: what takes minutes and shows more of the same is for --everywhere, and for `molecule test`."""
@@ -64,7 +69,7 @@ class Outcome(NamedTuple):
     passed: int
     failed: int
     failures: tuple[str, ...] = ()
-    """What pytest said of those that failed, or the part if it was none of them."""
+    """What pytest said of those that failed, or, if it was none of them, the tasks that did and the part."""
 
 
 def parts(*, everywhere: bool) -> list[Part]:
@@ -94,6 +99,12 @@ def counted(output: str) -> tuple[int, int]:
     return passed, failed
 
 
+def failed_tasks(output: str) -> list[str]:
+    """Return what Ansible and Molecule said of each task that failed, the first lines of it, in their order."""
+    found = [section for section in HEADING.split(output) if FAILED_TASK.search(section)]
+    return ["\n".join(section.rstrip().splitlines()[:LONGEST]) for section in found]
+
+
 def run(part: Part) -> Outcome:
     """Run one part, and print how it ended."""
     print(f"{part.name} ...", flush=True)
@@ -115,9 +126,10 @@ def run(part: Part) -> Outcome:
     else:
         failed += 1
         found = FAILURE.findall(output)
-        failures = tuple(f"{part.name}: {line}" for line in found or [f"exit status {status}, see {part.log}"])
+        found = found or [*failed_tasks(output), f"exit status {status}, see {part.log}"]
+        failures = tuple(f"{part.name}: {text}" for text in found)
         # What failed stands last, where an output that is cut short still has it.
-        lines = [*output.rstrip().splitlines()[-40:], "", *found]
+        lines = [*output.rstrip().splitlines()[-40:], "", *"\n".join(found).splitlines()]
         print("\n".join(f"    {line}" for line in lines))
     minutes = (time.monotonic() - began) / 60
     verdict = "passed" if status == 0 else f"FAILED; all of its output: {part.log}"

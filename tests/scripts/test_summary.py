@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,29 @@ def test_failures_stand_at_the_very_end(
         f"part-1: exit status 3, see {runner.LOGS / 'part-1.log'}",
         "1 passed, 3 failed",
     ]
+
+
+def test_a_failed_task_stands_at_the_end(runner: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+    """With its heading and reason, as Ansible itself prints them; and nothing of those that passed."""
+    runner.LOGS.mkdir()
+    playbook = runner.LOGS / "playbook.yml"
+    tasks = [
+        {"name": "Pass", "ansible.builtin.debug": {"msg": "fatal: not this"}},
+        {"name": "Break", "ansible.builtin.fail": {"msg": "for this reason"}},
+        {"name": "Not reached", "ansible.builtin.debug": {}},
+    ]
+    play = [{"name": "Play", "hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": tasks}]
+    playbook.write_text(json.dumps(play))
+    outcome = runner.run(
+        runner.Part("part", (sys.executable, "-m", "ansible", "playbook", "--inventory", "localhost,", str(playbook)))
+    )
+    assert (outcome.passed, outcome.failed) == (0, 1)
+    task, part = outcome.failures
+    assert task.startswith("part: TASK [Break] ")
+    assert "for this reason" in task
+    assert part.startswith("part: exit status 2, see ")
+    assert "RECAP" not in task
+    assert "    TASK [Break] " in capfd.readouterr().out
 
 
 def test_failures_stand_last(runner: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
