@@ -1,8 +1,11 @@
 """The right database or none: the environment marker, outages at start and in mid-service."""
 
+import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import pytest
+from sqlalchemy import text
 
 from cluster import Cluster
 from conftest import environ, migrate, provision, running
@@ -136,7 +139,7 @@ def test_an_outage_halts_nothing_and_heals_by_itself(cluster: Cluster, database:
         assert "Traceback" not in server.output()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pooled(cluster: Cluster) -> str:
     provision(cluster, "pooled")
     migrate(cluster, "pooled")
@@ -154,3 +157,43 @@ async def test_the_pool_is_full_before_the_first_request(
         )
     # One more listens for notifications, or is about to.
     assert opened in (3, 4)
+
+
+@pytest.mark.anyio
+async def test_every_connection_has_rehearsed_before_the_first_request(
+    cluster: Cluster, pooled: str, make_settings: Callable[..., Settings]
+) -> None:
+    app = running(create_app(make_settings(FORGE_DATABASE_URL=pooled, FORGE_DATABASE_POOL_MAX="3")))
+    async with app, AsyncExitStack() as held, cluster.connect("pooled") as outside:
+        for _ in range(3):
+            connection = await held.enter_async_context(app.state["database"].connection())
+            prepared = await connection.scalar(
+                text("SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'INSERT INTO event %'")
+            )
+            assert prepared == 1
+        assert await outside.fetchval("SELECT count(*) FROM event") == 0
+
+
+@pytest.mark.anyio
+async def test_a_database_that_only_reads_does_without_rehearsal(
+    cluster: Cluster, pooled: str, make_settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with cluster.connect("pooled") as outside:
+        await outside.execute("ALTER DATABASE pooled SET default_transaction_read_only = on")
+        try:
+            async with running(create_app(make_settings(FORGE_DATABASE_URL=pooled))) as client:
+                assert (await client.get("/ready")).status_code == 200
+                assert (await client.get("/v1/events")).status_code == 200
+        finally:
+            await outside.execute("ALTER DATABASE pooled RESET default_transaction_read_only")
+    assert "cannot execute INSERT in a read-only transaction" in capsys.readouterr().out
+
+
+@pytest.mark.anyio
+async def test_a_table_that_is_locked_keeps_no_worker_from_starting(
+    cluster: Cluster, pooled: str, make_settings: Callable[..., Settings]
+) -> None:
+    async with cluster.connect("pooled") as outside, outside.transaction(), asyncio.timeout(4):
+        await outside.execute("LOCK TABLE event IN ACCESS EXCLUSIVE MODE")
+        async with running(create_app(make_settings(FORGE_DATABASE_URL=pooled))) as client:
+            assert (await client.get("/ready")).status_code == 200

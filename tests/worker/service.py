@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import time
 from pathlib import Path
 from typing import Any
+
+_made: list[list[str]] = []
 
 
 def _tell(event: str) -> None:
@@ -17,6 +20,7 @@ def _tell(event: str) -> None:
 
 async def _lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await receive()
+    _made.append(["by its start"])
     await asyncio.sleep(float(os.environ.get("BOOT_S", "0")))
     scope["state"]["draining"] = draining = asyncio.Event()
     watch = asyncio.create_task(draining.wait())
@@ -29,7 +33,10 @@ async def _lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answer with the process and what of the request arrived; /stream never ends, and /block stands still."""
+    """Answer with the process and what of the request arrived.
+
+    /stream never ends, /block stands still, and /collected says whether the collector looks at what the start made.
+    """
     if scope["type"] == "lifespan":
         await _lifespan(scope, receive, send)
         return
@@ -45,4 +52,6 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.002)
     answer = {"pid": os.getpid(), "method": scope["method"], "bytes": len(body)}
+    if scope["path"] == "/collected":
+        answer["collected"] = any(known is _made[0] for known in gc.get_objects())
     await send({"type": "http.response.body", "body": json.dumps(answer).encode()})

@@ -430,6 +430,15 @@ async def test_workers_can_be_told_apart(slots: Any) -> None:
             seen.add(headers["x-forge-worker"])
 
 
+async def test_the_garbage_collector_leaves_alone_what_a_worker_started_with(slots: Any) -> None:
+    """A whole collection would go through it in the middle of the first requests."""
+    slot = slots("only", workers=1)
+    reader, writer = await asyncio.open_unix_connection(slot.socket)
+    _, _, body = await ask(reader, writer, "GET", "/collected")
+    writer.close()
+    assert json.loads(body)["collected"] is False
+
+
 async def test_a_worker_that_stands_still_says_where(slots: Any) -> None:
     """As it is killed the way Gunicorn does it, by the line of its own code; another one takes its place."""
     slot = slots("only", workers=1)

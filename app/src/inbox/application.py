@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from inbox import api, draining, logs, middleware, probes, problems
+from inbox import api, draining, events, logs, middleware, probes, problems
 from inbox.database import Database, DatabaseUnavailable, EnvironmentMismatch
 from inbox.dependencies import State
 from inbox.feed import Feed
@@ -28,7 +28,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         database = Database(given)
         try:
-            await database.open()
+            await database.open(events.rehearse)
         except EnvironmentMismatch:
             # Logged where it was found. Serving another environment's data is worse than not serving.
             await database.close()

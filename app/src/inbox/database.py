@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -24,6 +24,8 @@ POOL_TIMEOUT_S = 8
 STATEMENT_TIMEOUT_S = 8
 COMMAND_TIMEOUT_S = 10
 READY_TIMEOUT_S = 2
+# What the rehearsal of a start waits for a lock; those who have it are not kept waiting for longer either.
+REHEARSAL_LOCK_TIMEOUT_MS = 100
 
 MARKER = "forge.environment"
 _PREFLIGHT = f"SELECT current_setting('{MARKER}', true) AS marker, to_regclass('event') IS NOT NULL AS migrated"
@@ -168,15 +170,15 @@ class Database:
                 raise DatabaseUnavailable("the connection closed at once")
             yield connection, raw.driver_connection
 
-    async def open(self) -> None:
-        """Check the database and open every connection of the pool: the first requests must not wait for them.
+    async def open(self, rehearse: Callable[[AsyncConnection], Awaitable[None]]) -> None:
+        """Check the database, open every connection of the pool and `rehearse` on each: no first request pays for that.
 
         Raises DatabaseUnavailable.
         """
         await self.check()
         async with AsyncExitStack() as held:
             for _ in range(self._settings.database_pool_max):
-                await held.enter_async_context(self.connection())
+                await _rehearse(await held.enter_async_context(self.connection()), rehearse)
 
     async def check(self) -> None:
         """Run `SELECT 1` within READY_TIMEOUT_S. Raises DatabaseUnavailable."""
@@ -187,6 +189,21 @@ class Database:
         """Close every connection."""
         await self._pool.dispose()
         await self._single.dispose()
+
+
+async def _rehearse(connection: AsyncConnection, rehearse: Callable[[AsyncConnection], Awaitable[None]]) -> None:
+    """Run statements that leave nothing behind, so that both ends have parsed and planned them, and loaded what for."""
+    await connection.execution_options(isolation_level="READ COMMITTED")
+    try:
+        async with connection.begin() as transaction:
+            await connection.execute(text(f"SET LOCAL lock_timeout = {REHEARSAL_LOCK_TIMEOUT_MS}"))
+            await rehearse(connection)
+            await transaction.rollback()
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        # A table that is locked or may not be written just now: requests find out, and are late as without rehearsal.
+        logger.info("the first requests were not rehearsed: %s", error.orig)
 
 
 def _note_process(connection: AsyncConnection) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import uuid
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple
@@ -244,6 +245,19 @@ async def horizon(connection: AsyncConnection) -> Position:
     """Return the place after every event that can be read now."""
     newest = (await connection.execute(_newest(select(_XMIN).scalar_subquery()))).one_or_none()
     return Position(newest.xid, newest.id) if newest else START
+
+
+async def rehearse(connection: AsyncConnection) -> None:
+    """Go once through every statement of this module, in a transaction that the caller rolls back."""
+    # A key of its own: another worker that rehearses would wait for the end of this transaction.
+    key, event = f"rehearsal-{uuid.uuid4()}", EventIn(type="rehearsal", payload=None)
+    stored = await store(connection, key, event)
+    # Once more, to find it.
+    await store(connection, key, event)
+    await find(connection, stored.event.id)
+    await read_after(connection, START, 1)
+    await read_after(connection, START, 1, event.type)
+    await horizon(connection)
 
 
 def _newest(xmin: ColumnElement[int]) -> Select[tuple[int, int]]:
