@@ -60,6 +60,10 @@ echo "$@" >> "$FORGE_TEST/asked"
 class Line(socketserver.ThreadingTCPServer):
     """The way to Vault, which the tests can cut: a TCP relay on a port of its own."""
 
+    # Vault leaves a connection that somebody kept open for five minutes; its relay is nothing to wait for.
+    daemon_threads = True
+    block_on_close = False
+
     def __init__(self, port: int) -> None:
         self.cut = False
         line = self
@@ -69,7 +73,7 @@ class Line(socketserver.ThreadingTCPServer):
                 if line.cut:
                     return
                 with socket.create_connection(("127.0.0.1", port)) as server:
-                    back = threading.Thread(target=_pump, args=(server, self.request))
+                    back = threading.Thread(target=_pump, args=(server, self.request), daemon=True)
                     back.start()
                     _pump(self.request, server)
                     back.join()
