@@ -1078,6 +1078,16 @@ class TestUpdates:
         write(sight, updates.DPKG_LOCK, "")
         assert only(updates.updates, sight).title == "1 packages are installed in part: b"
 
+    def test_updates_that_every_night_leaves_out(self, sight: Canned) -> None:
+        """Until somebody has installed something: the next night says whether it was that."""
+        write(sight, updates.CONFIG, 'APT::Periodic::Unattended-Upgrade "1";\n')
+        packages = write(sight, updates.PACKAGES, "Package: a\nStatus: hold ok installed\n")
+        os.utime(packages, (0, 0))
+        write(sight, updates.KEPT_BACK, "a libc6")
+        assert only(updates.updates, sight).title == "2 security updates were held back: a, libc6"
+        os.utime(packages, (2**32, 2**32))
+        assert codes(updates.updates, sight) == []
+
     def test_packages_while_they_are_installed(self, sight: Canned) -> None:
         """Of each of them dpkg says for a moment that it is there in part."""
         write(sight, updates.CONFIG, 'APT::Periodic::Unattended-Upgrade "1";\n')

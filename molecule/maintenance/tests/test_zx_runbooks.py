@@ -85,6 +85,11 @@ def test_updates_and_reboot(runbooks: Runbooks, host: Host, client: httpx.Client
     host.check_output("systemctl disable --now apt-daily-upgrade.timer")
     runbooks.follow(page, "Updates fail")
     assert show(host, "apt-daily-upgrade.timer", "ActiveState") == "active"
+    host.check_output("apt-mark hold tzdata")
+    try:
+        assert "tzdata" in runbooks.follow(page, "Updates are held back").splitlines()
+    finally:
+        host.check_output("apt-mark unhold tzdata")
     with Firmware() as firmware:
         runbooks.follow(page, "Reboot")
     assert firmware.boots == 1

@@ -19,13 +19,17 @@ CONFIG = "/etc/apt/apt.conf.d/52forge-unattended-upgrades"
 FETCHED, RAN = "/var/lib/apt/periodic/update-success-stamp", "/var/lib/apt/periodic/unattended-upgrades-stamp"
 # They run every night.
 LATE_DAYS = 3
+# What it left out, though its origin is one to install from: on hold, or at odds with what is installed.
+KEPT_BACK = "/var/lib/unattended-upgrades/kept-back"
+PACKAGES = "/var/lib/dpkg/status"
 LOG = "/var/log/unattended-upgrades/unattended-upgrades.log"
 UPGRADE = "sudo unattended-upgrade --verbose"
+BY_HAND = "sudo apt-get --with-new-pkgs upgrade"
 REBOOT = "ansible-playbook -i inventory/production playbooks/patch.yml"
 
 
 def updates(sight: Sight) -> Iterator[Finding]:
-    """F702: whether the nightly updates run, and end well; which packages wait is for patch.yml to say."""
+    """F702: whether the nightly updates run, end well, and leave nothing out."""
     if 'Unattended-Upgrade "1"' not in sight.read(CONFIG):
         return
     timer, service = sight.unit("apt-daily-upgrade.timer"), sight.unit("apt-daily-upgrade.service")
@@ -44,12 +48,16 @@ def updates(sight: Sight) -> Iterator[Finding]:
         if min(age, installed, up) > LATE_DAYS * DAY:
             when = f"{age / DAY:.0f} days ago" if age < float("inf") else "never"
             yield Finding("F702", HOST, f"{what} {when}", (f"{path}: {when}", f"see {LOG}"), UPGRADE)
-    broken = [line for line in sight.read("/var/lib/dpkg/status").split("\n\n") if _is_broken(line)]
+    # Whatever was installed since may have been that.
+    if (kept := sight.read(KEPT_BACK).split()) and _age(sight, KEPT_BACK) < _age(sight, PACKAGES):
+        title = f"{len(kept)} security updates were held back: {', '.join(kept[:5])}"
+        yield Finding("F702", HOST, title, (f"{KEPT_BACK}: {' '.join(kept)}", f"see {LOG}"), BY_HAND)
+    broken = [line for line in sight.read(PACKAGES).split("\n\n") if _is_broken(line)]
     # Meanwhile that is how packages are.
     if broken and not _is_locked(sight):
         packages = [re.sub(r"Package: (\S+).*", r"\1", each, flags=re.DOTALL) for each in broken]
         title = f"{len(packages)} packages are installed in part: {', '.join(packages[:5])}"
-        yield Finding("F702", HOST, title, ("/var/lib/dpkg/status",), "sudo dpkg --configure --pending")
+        yield Finding("F702", HOST, title, (PACKAGES,), "sudo dpkg --configure --pending")
 
 
 def reboot(sight: Sight) -> Iterator[Finding]:
