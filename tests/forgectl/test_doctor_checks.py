@@ -203,6 +203,38 @@ class TestSlots:
         assert (found.code, found.subject, found.severity) == ("F201", "inbox", "critical")
         assert title in found.title
 
+    @pytest.mark.parametrize(
+        ("unit", "word", "mend"),
+        [
+            ({"ActiveState": "inactive"}, "", "sudo systemctl start inbox@blue.service"),
+            (
+                {"ActiveState": "activating", "SubState": "auto-restart"},
+                "forge-launch: inbox: Vault at https://vault.example.com:8200 is sealed",
+                "sudo forgectl secrets check inbox",
+            ),
+            ({"ActiveState": "activating", "SubState": "auto-restart"}, "OSError", "sudo forgectl rollback inbox"),
+            ({"NRestarts": "3", "ActiveEnterTimestampMonotonic": "NOW"}, "OSError", "sudo forgectl rollback inbox"),
+        ],
+        ids=["stopped", "no secrets", "ends", "ended"],
+    )
+    def test_what_brings_it_back(
+        self, sight: Canned, change: Callable[..., None], layout: Layout, unit: dict[str, str], word: str, mend: str
+    ) -> None:
+        """By why it does not run; without a release to go back to, what it says is all there is."""
+        sight.states["inbox@blue.service"] = {
+            name: microseconds(1) if value == "NOW" else value for name, value in unit.items()
+        }
+        sight.entries = [entry(word)]
+        if "rollback" in mend:
+            assert only(slot_checks.services, sight).mend == "sudo forgectl logs inbox --lines=30"
+            first = staged(layout, 0, "A")
+            change(
+                history=[Entry(each, state.now(), "", "live", {}) for each in (first.id, sight.apps[0].live.release)]
+            )
+            before, sight = sight, Canned(layout.root)
+            sight.states, sight.entries = before.states, before.entries
+        assert only(slot_checks.services, sight).mend == mend
+
     def test_one_that_came_back_is_a_note(self, sight: Canned) -> None:
         sight.states["inbox@blue.service"] = {"NRestarts": "1", "ActiveEnterTimestampMonotonic": microseconds(60)}
         assert only(slot_checks.services, sight).severity == "note"
@@ -232,9 +264,13 @@ class TestSlots:
         monkeypatch.setattr(slots, "probe", lambda *_: 200)
         assert codes(slot_checks.readiness, sight) == []
         monkeypatch.setattr(slots, "probe", lambda *_: 503)
-        assert only(slot_checks.readiness, sight).title == "it runs and is not ready: /ready answers 503"
+        found = only(slot_checks.readiness, sight)
+        assert found.title == "it runs and is not ready: /ready answers 503"
+        assert found.mend == "sudo forgectl logs inbox --lines=10", "a fresh slot would wait for the same"
         monkeypatch.setattr(slots, "probe", lambda *_: None)
-        assert "does not answer within" in only(slot_checks.readiness, sight).title
+        found = only(slot_checks.readiness, sight)
+        assert "does not answer within" in found.title
+        assert found.mend == "sudo forgectl recycle inbox"
         sight.states["inbox@blue.service"] = {"ActiveState": "failed"}
         assert codes(slot_checks.readiness, sight) == []
 
@@ -489,7 +525,18 @@ def test_commands(sight: Canned, layout: Layout) -> None:
     sight = Canned(layout.root)
     assert codes(commands.commands, sight) == []
     sight.states["inbox.mails@blue.service"] = {"ActiveState": "activating", "SubState": "auto-restart"}
-    assert only(commands.commands, sight).title.startswith("command mails: it does not run (activating")
+    found = only(commands.commands, sight)
+    assert found.title.startswith("command mails: it does not run (activating")
+    assert found.mend == "sudo forgectl logs inbox --command mails --lines=20"
+    sight.states["inbox.mails@blue.service"] = {"NRestarts": "7", "ActiveEnterTimestampMonotonic": microseconds(2)}
+    found = only(commands.commands, sight)
+    assert found.title == "command mails: it ends again and again, restarted 7 times"
+    assert found.mend == "sudo forgectl logs inbox --command mails --lines=20"
+    sight.states["inbox.mails@blue.service"] = {"NRestarts": "7", "ActiveEnterTimestampMonotonic": microseconds(60)}
+    assert codes(commands.commands, sight) == []
+    sight.states["inbox.mails@blue.service"] = {"ActiveState": "inactive"}
+    assert only(commands.commands, sight).mend == "sudo systemctl start inbox.mails@blue.service"
+    sight.states["inbox.mails@blue.service"] = {"ActiveState": "activating", "SubState": "auto-restart"}
     with lock.hold(layout, "release"):
         assert codes(commands.commands, sight) == []
     sight.states["inbox.mails@blue.service"] = {"ActiveState": "inactive", "Job": "17"}
@@ -641,17 +688,23 @@ class TestDatabases:
             finally:
                 connection.execute("DROP TABLE alembic_version")
 
+    @pytest.mark.parametrize(("migrations", "expected"), [("AB", []), ("Ab", ["F304"])], ids=["marked", "not marked"])
     def test_after_a_rollback_the_newer_schema_is_right(
-        self, described: Callable[..., Canned], layout: Layout, postgresql: str
+        self, described: Callable[..., Canned], layout: Layout, postgresql: str, migrations: str, expected: list[str]
     ) -> None:
-        newer = staged(layout, 2, "AB")
+        """Where its migrations are marked as compatible: else somebody forced it, and it may not fit."""
+        newer = staged(layout, 2, migrations)
         present = state.load(layout)
         state.save(layout, msgspec.structs.replace(present, schema=newer.id))
         with psycopg.connect(postgresql, autocommit=True) as connection:
             connection.execute("CREATE TABLE alembic_version (version_num text)")
             try:
                 connection.execute("INSERT INTO alembic_version VALUES ('b')")
-                assert codes(databases.databases, described()) == []
+                found = list(databases.databases(described()))
+                assert [each.code for each in found] == expected
+                for each in found:
+                    assert "of " + newer.id + " is not marked as compatible" in each.title
+                    assert each.mend == f"sudo forgectl rollback inbox --to {newer.id}"
             finally:
                 connection.execute("DROP TABLE alembic_version")
 
@@ -685,6 +738,29 @@ class TestDatabases:
             assert codes(databases.databases, described("external", "inbox", url)) == []
         found = only(databases.databases, described("external", "inbox", url))
         assert (found.code, "Connection refused" in found.title) == ("F501", True)
+
+    @pytest.mark.parametrize(
+        ("url", "place"),
+        [
+            ("postgresql+asyncpg://u@db.example.com/inbox", ("db.example.com", 5432)),
+            ("postgresql://u@db.example.com:6432/inbox?ssl=require", ("db.example.com", 6432)),
+            ("postgresql://u@[2001:db8::1]:6432/inbox", ("2001:db8::1", 6432)),
+            ("postgresql://u@%2Frun%2FPG/inbox", ("/run/PG", 5432)),
+            ("postgresql://u@/inbox?host=/run/PG&port=6432", ("/run/PG", 6432)),
+            ("postgresql://u@/inbox", ("localhost", 5432)),
+        ],
+    )
+    def test_where_it_is(self, url: str, place: tuple[str, int]) -> None:
+        assert databases._place(url) == place
+
+    def test_elsewhere_in_other_forms(self, described: Callable[..., Canned], tmp_path: Path) -> None:
+        """What is said of it, and what looks again, can be called as it stands."""
+        found = only(databases.databases, described("external", "inbox", "postgresql://u@[::1]:1/inbox"))
+        assert found.title.startswith("its database at [::1]:1 is unreachable: ")
+        assert found.mend == "timeout 5 bash -c '</dev/tcp/::1/1'"
+        found = only(databases.databases, described("external", "inbox", f"postgresql://u@/inbox?host={tmp_path}"))
+        assert found.title.startswith(f"its database at {tmp_path}/.s.PGSQL.5432 is unreachable: ")
+        assert found.mend == f"ls -l {tmp_path}/.s.PGSQL.5432"
 
     @pytest.mark.usefixtures("deaf")
     def test_elsewhere_without_names(self, described: Callable[..., Canned]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from forgectl import config, state
+from forgectl import config, cutover, state
 from forgectl.config import App
 from forgectl.errors import ForgeError
 from forgectl.layout import SLOTS, Layout, names
@@ -26,6 +26,10 @@ HOUR = 3600.0
 # Of a line that is quoted, what is looked at.
 LONGEST_WORDS = 16 * 1024
 NGINX = "nginx.service"
+# So many restarts at about the same distance are a loop, until it has run for twice that.
+RESTARTS, DISTANCES, LEAST_SECONDS = 3, 2, 10.0
+# SD_MESSAGE_UNIT_RESTART_SCHEDULED of sd-messages.h.
+RESTARTED = "5eb03494b6584870a536b337290809b3"  # pragma: allowlist secret
 # Whoever keeps the clock, by systemd's names on the supported distributions.
 CLOCKS = ("systemd-timesyncd.service", "chrony.service", "ntpsec.service", "ntp.service", "openntpd.service")
 PROPERTIES = (
@@ -87,6 +91,12 @@ class AppSight:
         if self.state is None or self.state.live is None:
             raise Unseen(f"{self.name} has no live release")
         return self.state.live
+
+    def back(self) -> str:
+        """The command that goes back to the release before; where there is none, the one that shows what it says."""
+        if self.state and cutover.rollback_target(self.layout, self.state):
+            return f"sudo forgectl rollback {self.name}"
+        return f"sudo forgectl logs {self.name} --lines=30"
 
     def moved(self) -> bool:
         """Whether its state is another than when it was read, as after a cutover: what was seen since may be of either.
@@ -251,6 +261,15 @@ class Sight:
             with suppress(ValueError):
                 found.append(json.loads(line))
         return found[::-1]
+
+    def loops(self, unit: str) -> bool:
+        """Whether one that runs was restarted so often, and so lately, that it may well end once more."""
+        found = self.unit(unit)
+        if int(found["NRestarts"] or 0) < RESTARTS:
+            return False
+        times = [moment(entry) for entry in self.journal(f"MESSAGE_ID={RESTARTED}", f"UNIT={unit}", lines=RESTARTS)]
+        distance = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+        return ago(found["ActiveEnterTimestampMonotonic"]) < max(LEAST_SECONDS, DISTANCES * distance)
 
     def last_words(self, unit: str, lines: int = 3) -> tuple[str, ...]:
         """What a unit's processes said last, a line each, without the middle of long ones."""

@@ -33,7 +33,13 @@ def commands(sight: Sight) -> Iterator[Finding]:
             ):
                 restarts = f", restarted {unit['NRestarts']} times"
                 problem = f"it does not run ({unit['ActiveState']}, {unit['Result']}{restarts})"
+            # Between two of its ends it runs.
+            elif unit["ActiveState"] == "active" and sight.loops(service):
+                problem = f"it ends again and again, restarted {unit['NRestarts']} times"
             if problem:
                 again = f"sudo systemctl start {timer if 'timer' in problem else service}"
+                if not command.schedule and unit["ActiveState"] not in ("inactive", "failed"):
+                    # It is started again by itself; what it says is why that does not help.
+                    again = f"sudo forgectl logs {app.name} --command {name} --lines=20"
                 evidence = [f"{service}: {unit['ActiveState']} ({unit['Result']})", *sight.last_words(service)]
                 yield Finding("F208", app.name, f"command {name}: {problem}", evidence, again)

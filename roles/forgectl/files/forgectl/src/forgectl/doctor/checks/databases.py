@@ -1,14 +1,14 @@
 """The apps' databases: whether they let anybody in, how many connections they have left, and their schema."""
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from forge.connections import Demand, Server, budget
 
-from forgectl import database, lock, schema, staging
+from forgectl import database, lock, migration, schema, staging
 from forgectl.config import App
 from forgectl.doctor import reach
 from forgectl.doctor.findings import HOST, Finding
@@ -46,18 +46,17 @@ def databases(sight: Sight) -> Iterator[Finding]:
     }
     if local:
         yield from _local(sight, local)
-    for app, _ in users:
+    for app, its in users:
         if app.name in asked:
-            where, why = asked[app.name].result()
-            if why:
+            host, port = _place(its.database.url) if its.database else ("", PORT)
+            if why := asked[app.name].result():
+                where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                mend = f"timeout 5 bash -c '</dev/tcp/{host}/{port}'"
+                if host.startswith("/"):
+                    where = _socket(host, port)
+                    mend = f"ls -l {where}"
                 title = f"its database at {where} is unreachable: {why}"
-                yield Finding(
-                    "F501",
-                    app.name,
-                    title,
-                    (f"connect to {where}: {why}",),
-                    f"timeout 5 bash -c '</dev/tcp/{where.replace(':', '/')}'",
-                )
+                yield Finding("F501", app.name, title, (f"connect to {where}: {why}",), mend)
 
 
 def _local(sight: Sight, users: Sequence[tuple[AppSight, App]]) -> Iterator[Finding]:
@@ -139,7 +138,10 @@ def _schema(app: AppSight, its: App) -> Iterator[Finding]:
         title = f"its database {its.database.name} does not say what schema it has"
         yield Finding("F304", app.name, title, (" ".join(str(error).split()),), f"sudo forgectl status {app.name}")
         return
-    if present in (sorted(expected), sorted(brought or expected)):
+    if present == sorted(expected):
+        return
+    if present == sorted(brought or expected):
+        yield from _ahead(app, known)
         return
     title = f"its database is at {_listed(present)}, and its live release was made for {_listed(expected)}"
     evidence = [
@@ -149,21 +151,50 @@ def _schema(app: AppSight, its: App) -> Iterator[Finding]:
     yield Finding("F304", app.name, title, evidence, "ansible-playbook -i inventory/production playbooks/deploy.yml")
 
 
+def _ahead(app: AppSight, known: Mapping[str, Sequence[str] | None]) -> Iterator[Finding]:
+    """F304 after a rollback that an operator forced: the newer schema is one that the live release may not fit."""
+    newer = app.state.schema if app.state else ""
+    try:
+        revisions = schema.revisions(app.layout.releases / newer / "source")
+        unfit = migration.incompatible(schema.missing_in(revisions, known.get(app.live.release) or []))
+    except Refused:
+        # Of a source that says nothing any more, nobody knows.
+        return
+    if unfit:
+        files = ", ".join(each.file for each in unfit)
+        title = f"its live release is older than its schema: {files} of {newer} is not marked as compatible with it"
+        evidence = [f"schema of {newer}, live {app.live.release}"]
+        yield Finding("F304", app.name, title, evidence, f"sudo forgectl rollback {app.name} --to {newer}")
+
+
 def _listed(revisions: Sequence[str]) -> str:
     return ", ".join(revisions) or "no revision"
 
 
-def _reached(url: str, seconds: float) -> tuple[str, str]:
-    """Where an external server is, and why it cannot be reached; empty where it can."""
+def _place(url: str) -> tuple[str, int]:
+    """Where a server is: a name, an address or the folder of its socket, and the port."""
     parts = urlsplit(url)
-    host, port = unquote(parts.hostname or ""), parts.port or PORT
+    asked = dict(parse_qsl(parts.query))
+    # As it is written: `hostname` has no capitals, which a path may have.
+    name = parts.netloc.rpartition("@")[2]
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    return asked.get("host") or unquote(name) or "localhost", int(asked.get("port") or parts.port or PORT)
+
+
+def _socket(folder: str, port: int) -> str:
+    return f"{folder}/.s.PGSQL.{port}"
+
+
+def _reached(url: str, seconds: float) -> str:
+    """Why an external server cannot be reached; empty where it can."""
     try:
+        host, port = _place(url)
         if host.startswith("/"):
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(seconds)
-                connection.connect(f"{host}/.s.PGSQL.{port}")
+                connection.connect(_socket(host, port))
         else:
             reach.connect(host, port, seconds).close()
     except OSError as error:
-        return f"{host}:{port}", str(error)
-    return f"{host}:{port}", ""
+        return str(error)
+    return ""

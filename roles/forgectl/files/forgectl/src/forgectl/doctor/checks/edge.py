@@ -88,7 +88,7 @@ def errors(sight: Sight) -> Iterator[Finding]:
             *([f"{seen.closed} more met the maintenance page"] if seen.closed else []),
         ]
         over = not still or still < SHARE * newest
-        yield Finding("F803", app.name, title, evidence, f"sudo forgectl rollback {app.name}", over=over)
+        yield Finding("F803", app.name, title, evidence, f"sudo forgectl logs --app {app.name} --errors", over=over)
 
 
 def _counted(log: Path, now: float, budget: int) -> _Seen:

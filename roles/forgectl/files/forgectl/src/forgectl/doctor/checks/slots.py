@@ -2,18 +2,16 @@
 
 import grp
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from forgectl import slots as asking
 from forgectl.doctor.findings import Finding
-from forgectl.doctor.sight import HOUR, AppSight, Sight, ago, moment, span
+from forgectl.doctor.sight import HOUR, AppSight, Sight, ago, span
 
-# So many restarts at about the same distance are a loop, until it has run for twice that.
-RESTARTS, DISTANCES, LEAST_SECONDS = 3, 2, 10.0
-# SD_MESSAGE_UNIT_RESTART_SCHEDULED of sd-messages.h.
-RESTARTED = "5eb03494b6584870a536b337290809b3"  # pragma: allowlist secret
 PROBE_SECONDS = 1.6
 SOCKET_MODE, SOCKET_GROUP = 0o660, "www-data"
+# How lines of the launcher begin, which has become the server once all is well.
+LAUNCHER = "forge-launch: "
 # What the launcher and the servers say when something that they read is not there.
 MISSING = ("is missing at", "has nothing at", "is empty; ", "is not a string", "validation error", "KeyError: '")
 
@@ -28,11 +26,11 @@ def services(sight: Sight) -> Iterator[Finding]:
             ago(unit["ActiveEnterTimestampMonotonic"]),
         )
         facts = f"{app.service}: {state} ({unit['SubState']}, {unit['Result']}), restarted {restarts} times"
-        mend = f"sudo forgectl rollback {app.name}"
         if state not in ("active", "reloading"):
             if app.moved():
                 continue
             words = sight.last_words(app.service, 5)
+            mend = _start(app, unit, words)
             if missing := next((line for line in reversed(words) if any(each in line for each in MISSING)), ""):
                 title = f"a variable that it needs does not arrive, and its service does not start: {missing}"
                 yield Finding("F211", app.name, title, (facts, *words), f"sudo forgectl secrets check {app.name}")
@@ -40,9 +38,9 @@ def services(sight: Sight) -> Iterator[Finding]:
             if state == "activating" and not restarts and unit["SubState"] != "auto-restart":
                 what = "is still starting"
             yield Finding("F201", app.name, f"its live service {what} ({unit['Result']})", (facts, *words), mend)
-        elif restarts >= RESTARTS and since < _loop(sight, app.service):
+        elif sight.loops(app.service):
             title = f"its live service was restarted {restarts} times, last {span(since)} ago"
-            yield Finding("F201", app.name, title, (facts, *sight.last_words(app.service)), mend)
+            yield Finding("F201", app.name, title, (facts, *sight.last_words(app.service)), app.back())
         elif restarts and since < HOUR:
             title = f"its live service ended {span(since)} ago, and came back by itself"
             yield Finding("F201", app.name, title, (facts,), f"sudo forgectl logs {app.name}", over=True)
@@ -62,7 +60,9 @@ def readiness(sight: Sight) -> Iterator[Finding]:
             )
             title = f"it runs and is not ready: {its.readiness} {answers}"
             evidence = [f"GET {its.ready_path or '/'} on {path}: {answers}", *sight.last_words(app.service)]
-            yield Finding("F202", app.name, title, evidence, f"sudo forgectl recycle {app.name}")
+            # What answers that it is not ready waits for something, which a fresh slot would wait for as well.
+            mend = f"sudo forgectl {f'logs {app.name} --lines=10' if status else f'recycle {app.name}'}"
+            yield Finding("F202", app.name, title, evidence, mend)
 
 
 def sockets(sight: Sight) -> Iterator[Finding]:
@@ -76,11 +76,15 @@ def sockets(sight: Sight) -> Iterator[Finding]:
             yield Finding("F203", app.name, problems[0], tuple(problems), mend)
 
 
-def _loop(sight: Sight, unit: str) -> float:
-    """The seconds after its last restart within which a unit that was restarted several times may end once more."""
-    times = [moment(entry) for entry in sight.journal(f"MESSAGE_ID={RESTARTED}", f"UNIT={unit}", lines=RESTARTS)]
-    distance = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
-    return max(LEAST_SECONDS, DISTANCES * distance)
+def _start(app: AppSight, unit: Mapping[str, str], words: Sequence[str]) -> str:
+    """What brings a service back that does not run."""
+    if unit["ActiveState"] == "inactive":
+        # Somebody stopped it: what ends by itself is started again.
+        return f"sudo systemctl start {app.service}"
+    if any(LAUNCHER in line for line in words):
+        # It gets no secrets, which an older release would not get either.
+        return f"sudo forgectl secrets check {app.name}"
+    return app.back()
 
 
 def _socket_problems(sight: Sight, app: AppSight) -> Iterator[str]:
