@@ -7,8 +7,11 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 from conftest import SOURCE
-from forgectl import errors
+from forgectl import cli, config, errors, systemd
+from forgectl.errors import Refused
+from forgectl.layout import Layout
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -141,3 +144,23 @@ def test_the_lock_is_pinned_by_hash_and_names_no_registry() -> None:
     assert {"click", "msgspec", "psycopg", "psycopg-binary", "uv"} <= set(names)
     assert lock.count("--hash=sha256:") > len(names)
     assert "://" not in lock
+
+
+def test_status_shows_the_others_of_a_broken_app(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named with the reason, and whoever calls is told."""
+
+    def described(name: str) -> tuple[Layout, config.App]:
+        if name == "shop":
+            raise Refused("expected a description of shop; found none that can be read; run site.yml")
+        return layout, config.load(layout.description)
+
+    monkeypatch.setattr(cli, "_app", described)
+    monkeypatch.setattr("forgectl.layout.names", lambda: ["inbox", "shop"])
+    monkeypatch.setattr(systemd, "show", lambda _: {"ActiveState": "inactive"})
+    done = CliRunner().invoke(cli.forgectl, ["status", "--json"])
+    assert done.exit_code == errors.REFUSED
+    found = json.loads(done.stdout)
+    assert (list(found["apps"]), list(found["broken"])) == (["inbox"], ["shop"])
+    text = CliRunner().invoke(cli.forgectl, ["status"]).stdout
+    assert "live      nothing was released yet" in text
+    assert "shop  BROKEN: expected a description of shop; found" in text

@@ -7,7 +7,7 @@ from conftest import no_room
 from forgectl import state
 from forgectl.errors import Refused
 from forgectl.layout import Layout
-from forgectl.state import KEPT_HISTORY, Entry, Operation, Slotted, State
+from forgectl.state import KEPT_HISTORY, Entry, Operation, Slotted, State, hours_since
 
 
 def test_the_state_survives_a_write_that_is_cut_short(layout: Layout) -> None:
@@ -39,6 +39,17 @@ def test_a_damaged_state_is_refused(layout: Layout) -> None:
     (layout.state_dir / "state.json").write_text("{}x")
     with pytest.raises(Refused, match="expected the state of inbox"):
         state.load(layout)
+
+
+def test_what_serves_is_known_without_the_file(layout: Layout) -> None:
+    """Where it was lost, a cutover still has an old slot to leave alone, to go back to, and to drain."""
+    (layout.slots / "green").symlink_to("../releases/R1")
+    assert state.load(layout) == State()
+    layout.live.symlink_to("green.sock")
+    live = state.load(layout).live
+    assert live
+    assert (live.release, live.slot) == ("R1", "green")
+    assert hours_since(live.since) < 1
 
 
 def test_the_history_is_bounded() -> None:

@@ -48,9 +48,18 @@ def test_it_leaves_nothing_and_changes_nothing(host: Host) -> None:
     assert host.run("journalctl --quiet --priority=err --since=@%s", since).stdout == ""
 
 
-def test_it_gets_the_cpu_after_whatever_serves(host: Host) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        "forgectl doctor --json",
+        "timeout --signal=INT 5 forgectl logs --follow",
+        "forgectl day --json",
+        "forgectl support-bundle --output -",
+    ],
+)
+def test_who_looks_gets_the_cpu_after_whatever_serves(host: Host, command: str) -> None:
     """In a scope of its own with a fifth of the weight of a slot."""
-    assert weights_behind(host, "forgectl doctor --json") == ("20", "20")
+    assert weights_behind(host, command) == ("20", "20")
 
 
 def test_nobody_waits_for_it(host: Host, event: EventContext, say: Callable[[str], None]) -> None:

@@ -457,18 +457,41 @@ def _tell_removal(result: Any, what: str, dry_run: bool) -> None:
 @harmless_option
 @json_option
 def status(name: str | None, as_json: bool) -> None:
-    """Show what is live, whether it is ready, and how it got there; of one app or all."""
-    from forgectl import removal
+    """Show what is live, whether it is ready, and how it got there; of one app or all.
+
+    Of all, one whose files are broken is named with the reason, and the exit code is 3.
+    """
     from forgectl import status as statuses
+
+    if name:
+        found = statuses.of(*_app(name))
+        if as_json:
+            _print_json(found)
+        else:
+            click.echo(statuses.text(found))
+        return
+    from forgectl import removal
     from forgectl.layout import names
 
-    found = [statuses.of(*_app(each)) for each in ([name] if name else names())]
-    left = [] if name else removal.half_purged(Path("/"))
+    _need_root()
+    apps, broken = {}, {}
+    for each in names():
+        try:
+            apps[each] = statuses.of(*_app(each))
+        except (Refused, click.UsageError) as error:
+            broken[each] = str(error)
+    left = removal.half_purged(Path("/"))
     if as_json:
-        _print_json(found[0] if name else {"apps": {each["app"]: each for each in found}, "half_purged": left})
+        _print_json({"apps": apps, "broken": broken, "half_purged": left})
     else:
+        reasons = [f"{each}  BROKEN: {why}" for each, why in broken.items()]
         halves = [f"{each}: HALF PURGED; sudo forgectl purge {each} ends it" for each in left]
-        click.echo("\n".join([*map(statuses.text, found), *halves]) or "no app is described in /etc/forge/apps")
+        click.echo(
+            "\n".join([*map(statuses.text, apps.values()), *reasons, *halves])
+            or "no app is described in /etc/forge/apps"
+        )
+    if broken:
+        sys.exit(Refused.exit_code)
 
 
 @forgectl.command(epilog=DOCTOR_EPILOG)
@@ -574,11 +597,11 @@ def logs(
         raise click.UsageError(f"--since: {error}") from None
     if name and not viewed:
         _own_log(name, command, began, lines, follow, as_json)
+    from forgectl import systemd
     from forgectl.logs import command as views
 
     chosen = _apps(name or only)
-    # What serves goes before it.
-    os.nice(10)
+    systemd.step_back()
     try:
         if follow:
             views.follow(chosen, request_id, slowest, errors, as_json)
@@ -632,9 +655,10 @@ def _from_newest(call: list[str], since: float, lines: int) -> list[str]:
 def day(name: str | None, as_json: bool) -> None:
     """Show the last day in steps of five minutes: requests, latency, errors, memory, releases; of one app or all."""
     chosen = _apps(name)
+    from forgectl import systemd
     from forgectl.logs import command as views
 
-    os.nice(10)
+    systemd.step_back()
     views.day(chosen, as_json)
 
 

@@ -209,6 +209,8 @@ def hours_since(at: str) -> float:
 def load(layout: Layout) -> State:
     """Read the state; an app that was never released has an empty one.
 
+    Where the file was lost, what serves is known all the same, and nothing of what was before.
+
     Raises:
         Refused: the file is damaged, which no crash of forgectl can cause.
     """
@@ -216,12 +218,22 @@ def load(layout: Layout) -> State:
     try:
         return msgspec.json.decode(path.read_bytes(), type=State)
     except FileNotFoundError:
-        return State()
+        return State(live=_serving(layout))
     except msgspec.DecodeError as error:
         raise Refused(
             f"expected the state of {layout.name} in {path}; found: {error}; restore it from a backup, or move it away "
             "and release again"
         ) from error
+
+
+def _serving(layout: Layout) -> Slotted | None:
+    """What is in the slot that has the traffic, which no release has before its state is written."""
+    slot = layout.live_slot()
+    release = layout.slot_release(slot) if slot else None
+    if slot is None or release is None:
+        return None
+    began = datetime.fromtimestamp((layout.slots / slot).lstat().st_mtime, UTC)
+    return Slotted(release, slot, began.isoformat(timespec="seconds"))
 
 
 def save(layout: Layout, state: State) -> None:

@@ -38,7 +38,6 @@ from forgectl.scrub import Scrubber
 PART_BYTES, LOG_BYTES = 256 * 1024, 512 * 1024
 PART_SECONDS, SECONDS = 15.0, 120.0
 # Its own, of what it runs.
-NICE = 10
 NOTE = (
     "Secrets were taken out by their value, where this host knows it, and by their shape; <scrubbed: ...> stands in "
     "their place. Addresses of clients and what apps log of people are still in it: hand it to nobody who may not see "
@@ -98,7 +97,7 @@ def bundle(*, since: str, root: Path = Path("/"), parts: Sequence[Part] | None =
 
     `since` is how far logs go back, as journalctl takes it. `parts` are those of this host, but in tests.
     """
-    os.nice(NICE)
+    systemd.step_back()
     apps = described(root)
     known = secrets(apps, root)
     scrubber = Scrubber(known.values, known.public)
