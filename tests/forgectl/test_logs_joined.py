@@ -112,6 +112,27 @@ def test_a_request_that_nginx_answered(layout: Layout, app: App) -> None:
     assert "by Nginx" not in next(trace.text(found))
 
 
+def test_what_made_nginx_give_up(layout: Layout, app: App, journalctl: Path) -> None:
+    """The app and its database go on, so the statement is logged when it ends, long after Nginx's answer."""
+    wanted = request(502)
+    at, pid = wanted["at"], 4711
+    given_up = {**wanted, "status": 504, "request_time": 25.0, "upstream_status": "504"}
+    layout.access_log.write_text(json.dumps(given_up, separators=(",", ":")) + "\n")
+
+    def entry(seconds: float, message: str, **fields: str) -> str:
+        return json.dumps({"MESSAGE": message, "__REALTIME_TIMESTAMP": str(int((at + seconds) * 1e6)), **fields}) + "\n"
+
+    said = json.dumps(
+        {"level": "INFO", "message": "request", "request_id": wanted["request_id"], "database_pids": [pid]}
+    )
+    slow = "inbox_app@inbox LOG:  duration: 30000.100 ms  execute <unnamed>: SELECT pg_sleep(30)"
+    with journalctl.open("a") as journal_file:
+        journal_file.write(entry(5.1, said, _SYSTEMD_UNIT="inbox@blue.service", _PID="17"))
+        journal_file.write(entry(5.2, slow, SYSLOG_IDENTIFIER="postgres", _PID=str(pid)))
+    (statement,) = by_source(traced(layout, app, wanted["request_id"]))["postgresql"]
+    assert "duration: 30000.100 ms" in statement.text
+
+
 def test_an_older_line_without_a_connection(layout: Layout, app: App) -> None:
     """As from before it was logged: the error may be another's."""
     old = {name: value for name, value in request(502).items() if name not in ("at", "connection", "stream")}

@@ -110,7 +110,7 @@ def _assembled(app: App, request_id: str, line: Line) -> Trace:
         )
     events += by_app
     if app.database and (named or line.by_app):
-        events += _of_database(app, pids, began, ended, missing)
+        events += _of_database(app, pids, began, ended, until, missing)
     return Trace(request_id, app.name, line, sorted(events, key=lambda event: event.at), missing)
 
 
@@ -155,12 +155,14 @@ def _of_nginx_errors(line: Line, began: float, ended: float) -> Iterator[Event]:
             yield _event(entry.at, "nginx", found["text"], level="ERROR", pid=entry.pid, surely=surely)
 
 
-def _of_database(app: App, pids: set[int], began: float, ended: float, missing: list[str]) -> Iterator[Event]:
+def _of_database(
+    app: App, pids: set[int], began: float, ended: float, until: float, missing: list[str]
+) -> Iterator[Event]:
     if app.database is None or app.database.placement != "local":
         missing.append("the app's database is elsewhere, and so is its log")
         return
     found = []
-    for entry in journal.entries([journal.DATABASE], since=began - BEFORE_SECONDS, until=ended + AFTER_SECONDS):
+    for entry in journal.entries([journal.DATABASE], since=began - BEFORE_SECONDS, until=until):
         statement = said.by_database(entry.message)
         # A statement is logged at its end. One that ended before the request began, or began later, is another's.
         if statement is None or statement.database != app.database.name:
