@@ -139,6 +139,26 @@ def test_hosts_that_stay_clean_are_all_updated(tmp_path: Path) -> None:
     assert done.stdout.count("hello (2.10-3)") == 2
 
 
+def test_what_was_wrong_before_hides_nothing_of_its_kind(tmp_path: Path) -> None:
+    """One timer was off before the update, and its figures change; another one is off after it."""
+
+    def said_of(*timers: str, minutes: int) -> str:
+        finding = {"code": "F704", "severity": "warning", "subject": "host", "runbook": "unit-failed"}
+        found = [
+            {**finding, "title": f"{name} is off for {minutes} min", "mend": f"sudo systemctl start {name}"}
+            for name in timers
+        ]
+        return f"echo '{json.dumps({'schema': 1, 'verdict': 'warning', 'findings': found})}'; exit 10"
+
+    (tmp_path / "known").mkdir()
+    done = patched(tmp_path / "known", said_of("a.timer", minutes=1), said_of("a.timer", minutes=2))
+    assert not done.returncode, done.stdout + done.stderr
+    (tmp_path / "new").mkdir()
+    done = patched(tmp_path / "new", said_of("a.timer", minutes=1), said_of("a.timer", "b.timer", minutes=2))
+    assert done.returncode
+    assert "Found: F704 host: b.timer is off for 2 min." in said(done)
+
+
 PLAYBOOKS = sorted(path.name for path in (ROOT / "playbooks").glob("*.yml"))
 
 
