@@ -50,9 +50,16 @@ cat "$n.json"
 exit "$(cat "$n.rc")"
 """
 FORGECTL = "/usr/local/sbin/forgectl"
-SICK = {"code": "F201", "name": "service", "severity": "critical", "subject": "inbox", "title": "inbox does not run"}
-LATER = {"code": "F101", "name": "expires", "severity": "warning", "subject": "inbox", "title": "expires in 6 days"}
-NOTE = {"code": "F303", "name": "maintenance", "severity": "note", "subject": "inbox", "title": "its page is on"}
+
+
+def finding(code: str, severity: str, title: str, mend: str) -> dict[str, str]:
+    """One of the app's, as far as anybody here reads it."""
+    return {"code": code, "severity": severity, "subject": "inbox", "title": title, "mend": mend}
+
+
+SICK = finding("F201", "critical", "inbox does not run", "sudo forgectl rollback inbox")
+LATER = finding("F101", "warning", "expires in 6 days", "sudo forge-certificates renew")
+NOTE = finding("F303", "note", "its page is on", "sudo forgectl maintenance inbox off")
 
 
 class Doctor:
