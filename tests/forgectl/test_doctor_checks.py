@@ -899,6 +899,7 @@ class TestEdge:
         assert [each.severity for each in found] == ([expected] if expected else [])
         if found:
             assert found[0].title.startswith(f"{bad} of {good + bad} answers of the last hour were 5xx")
+            assert found[0].mend == "sudo forgectl logs --app inbox --errors", "no release need be why"
 
     @pytest.mark.parametrize(
         ("statuses", "apart", "ago", "expected"),
